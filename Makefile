@@ -1,0 +1,70 @@
+# Everything runs in .venv, made from the hash-pinned lock files. Needs Python 3.11+, git and make.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3 python; do \
+	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { command -v "$$name"; break; }; done)
+
+# A stamp carries the checksum of what was installed, so a changed lock installs again.
+RUN_STAMP := $(VENV)/.run-$(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum | tr ' ' '-')
+DEV_STAMP := $(VENV)/.dev-$(shell cat requirements-dev.lock pyproject.toml 2>/dev/null | cksum | tr ' ' '-')
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+LOCK_WITH := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-emit-index-url --no-annotate
+
+.PHONY: help demo test lint bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(RUN_STAMP) ## start a complete meterd with sample customers and watch it enforce a plan
+	@$(BIN)/meterd demo $(ARGS)
+
+test: $(DEV_STAMP) ## run the tests (ARGS="tests/unit -k quota" for some of them)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV_STAMP) ## ruff, mypy and import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(DEV_STAMP) ## measure the hot paths on this machine
+	@$(BIN)/python -m pytest tests/bench --timeout 900 -s $(ARGS)
+
+lock: ## pin again what pyproject.toml asks for (needs uv; UPGRADE=--upgrade for newer versions)
+	@command -v uv >/dev/null || { echo "make lock needs uv: python3 -m pip install uv" >&2; exit 1; }
+	$(LOCK_WITH) $(UPGRADE) --group build --output-file requirements.lock pyproject.toml
+	$(LOCK_WITH) $(UPGRADE) --group dev --constraint requirements.lock \
+		--output-file requirements-dev.lock pyproject.toml
+
+clean: ## remove .venv and what tools left behind; data directories stay
+	rm -rf $(VENV) build dist htmlcov .coverage .hypothesis
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find meterd tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "meterd needs Python 3.11 or newer and found none." >&2; \
+		echo "Install it (Debian, Ubuntu: apt install python3 python3-venv), or name one:" >&2; \
+		echo "  make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: ensurepip is missing." >&2; \
+		echo "Debian and Ubuntu: apt install python3-venv, then run make again." >&2; exit 1; }
+	@echo "==> making $(VENV) with $(PYTHON)"
+	@rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV)
+
+# The development lock contains the other one, so an installation for tests serves the demo too.
+$(RUN_STAMP): | $(BIN)/python
+	@if test ! -e $(DEV_STAMP); then \
+		echo "==> installing what meterd needs (requirements.lock; once, about a minute)" \
+		&& $(PIP) install --require-hashes --only-binary :all: -r requirements.lock \
+		&& $(PIP) install --quiet --no-deps --no-build-isolation --no-index --editable .; fi
+	@rm -f $(VENV)/.run-*; touch $@
+
+$(DEV_STAMP): | $(BIN)/python
+	@echo "==> installing what the tests need (requirements-dev.lock; once, about a minute)"
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements-dev.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --no-index --editable .
+	@rm -f $(VENV)/.dev-*; touch $@
