@@ -1,0 +1,1 @@
+"""The edge: implements ports, and translates every error of the libraries behind them."""
