@@ -1,0 +1,86 @@
+"""New ids: prefixed, sortable by time, and the same again from the same seed.
+
+An id is a UUIDv7 (RFC 9562, method 2: monotonic random) in 26 characters of Crockford's base 32,
+lower case: `rec_01k6…`. Digits sort before letters in every collation, so text order is the
+order in which one source made them. Time comes from the clock, chance from the injected source.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import uuid
+from collections.abc import Callable
+
+
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+"""Crockford's base 32: no i, l, o, u, which people misread. https://www.crockford.com/base32.html"""
+
+TEXT_LENGTH = 26
+"""Characters that hold 128 bits, five each; the first is therefore at most 7."""
+
+RANDOM_BITS = 74
+"""Bits of a UUIDv7 that are neither time, version nor variant."""
+
+STEP_BITS = 32
+"""Ids of one millisecond are this many random bits apart, so that none can be guessed."""
+
+_PREFIX = re.compile(r"[a-z]{1,16}")
+_ID = re.compile(rf"([a-z]{{1,16}})_([0-7][{ALPHABET}]{{{TEXT_LENGTH - 1}}})")
+
+
+class IdSource:
+    """Makes ids, each greater than the one before, also when the clock stands still."""
+
+    def __init__(self, now_ms: Callable[[], int], random_source: random.Random) -> None:
+        """Take the time of `now_ms` (epoch milliseconds); production passes SystemRandom."""
+        self._now_ms = now_ms
+        self._random = random_source
+        self._last_ms = -1
+        self._last_chance = 0
+
+    def uuid7(self) -> uuid.UUID:
+        """Return a new UUIDv7."""
+        at_ms = max(self._now_ms(), self._last_ms)
+        if at_ms == self._last_ms:
+            chance = self._last_chance + 1 + self._random.getrandbits(STEP_BITS)
+            if chance >= 1 << RANDOM_BITS:  # this millisecond is used up: borrow from the next
+                at_ms += 1
+                chance = self._fresh_chance()
+        else:
+            chance = self._fresh_chance()
+        self._last_ms, self._last_chance = at_ms, chance
+        return uuid.UUID(int=_layout(at_ms, chance))
+
+    def new(self, prefix: str) -> str:
+        """Return a new id such as `new("rec")` → `rec_01k6…`; the prefix is 1-16 of a-z."""
+        assert _PREFIX.fullmatch(prefix), prefix
+        return id_text(prefix, self.uuid7())
+
+    def _fresh_chance(self) -> int:
+        # The top bit stays 0, which leaves room to count up within the millisecond.
+        return self._random.getrandbits(RANDOM_BITS - 1)
+
+
+def id_text(prefix: str, value: uuid.UUID) -> str:
+    """Return the text form of a UUID under a prefix."""
+    number = value.int
+    digits = [ALPHABET[number >> (5 * place) & 31] for place in reversed(range(TEXT_LENGTH))]
+    return f"{prefix}_{''.join(digits)}"
+
+
+def id_uuid(text: str) -> uuid.UUID | None:
+    """Return the UUID inside an id, or None when the text is not one."""
+    match = _ID.fullmatch(text)
+    if match is None:
+        return None
+    number = 0
+    for character in match[2]:
+        number = number << 5 | ALPHABET.index(character)
+    return uuid.UUID(int=number)
+
+
+def _layout(at_ms: int, chance: int) -> int:
+    """Lay out the 128 bits: 48 time, 4 version, 12 chance, 2 variant, 62 chance."""
+    assert 0 <= at_ms < 1 << 48, at_ms
+    return at_ms << 80 | 7 << 76 | chance >> 62 << 64 | 2 << 62 | chance & ((1 << 62) - 1)
