@@ -1,8 +1,8 @@
 """New ids: prefixed, sortable by time, and the same again from the same seed.
 
-An id is a UUIDv7 (RFC 9562, method 2: monotonic random) in 26 characters of Crockford's base 32,
-lower case: `rec_01k6…`. Digits sort before letters in every collation, so text order is the
-order in which one source made them. Time comes from the clock, chance from the injected source.
+An id is a UUIDv7 (RFC 9562, method 2: monotonic random) as a prefix and 32 hex digits, the form
+that core.ids gives to facts, so both kinds sort by time in one column and in every collation.
+Time comes from the clock, chance from the injected source.
 """
 
 from __future__ import annotations
@@ -13,12 +13,6 @@ import uuid
 from collections.abc import Callable
 
 
-ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-"""Crockford's base 32: no i, l, o, u, which people misread. https://www.crockford.com/base32.html"""
-
-TEXT_LENGTH = 26
-"""Characters that hold 128 bits, five each; the first is therefore at most 7."""
-
 RANDOM_BITS = 74
 """Bits of a UUIDv7 that are neither time, version nor variant."""
 
@@ -26,7 +20,7 @@ STEP_BITS = 32
 """Ids of one millisecond are this many random bits apart, so that none can be guessed."""
 
 _PREFIX = re.compile(r"[a-z]{1,16}")
-_ID = re.compile(rf"([a-z]{{1,16}})_([0-7][{ALPHABET}]{{{TEXT_LENGTH - 1}}})")
+_ID = re.compile(r"[a-z]{1,16}_([0-9a-f]{32})")
 
 
 class IdSource:
@@ -53,7 +47,7 @@ class IdSource:
         return uuid.UUID(int=_layout(at_ms, chance))
 
     def new(self, prefix: str) -> str:
-        """Return a new id such as `new("rec")` → `rec_01k6…`; the prefix is 1-16 of a-z."""
+        """Return a new id such as `new("rec")` → `rec_019c5058…`; the prefix is 1-16 of a-z."""
         assert _PREFIX.fullmatch(prefix), prefix
         return id_text(prefix, self.uuid7())
 
@@ -64,9 +58,7 @@ class IdSource:
 
 def id_text(prefix: str, value: uuid.UUID) -> str:
     """Return the text form of a UUID under a prefix."""
-    number = value.int
-    digits = [ALPHABET[number >> (5 * place) & 31] for place in reversed(range(TEXT_LENGTH))]
-    return f"{prefix}_{''.join(digits)}"
+    return f"{prefix}_{value.hex}"
 
 
 def id_uuid(text: str) -> uuid.UUID | None:
@@ -74,10 +66,7 @@ def id_uuid(text: str) -> uuid.UUID | None:
     match = _ID.fullmatch(text)
     if match is None:
         return None
-    number = 0
-    for character in match[2]:
-        number = number << 5 | ALPHABET.index(character)
-    return uuid.UUID(int=number)
+    return uuid.UUID(hex=match[1])
 
 
 def _layout(at_ms: int, chance: int) -> int:

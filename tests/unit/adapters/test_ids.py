@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, strategies
 
 from meterd.adapters.ids import IdSource, id_text, id_uuid
+from meterd.core.ids import fact_id
 
 
 AT_MS = 1_770_854_400_123
@@ -22,10 +23,16 @@ def test_a_new_id_is_a_version_7_uuid_of_the_clock_under_its_prefix() -> None:
     inside = id_uuid(text)
 
     assert text.startswith("rec_")
-    assert len(text) == 30
+    assert len(text) == 36
     assert inside is not None
     assert (inside.version, inside.variant) == (7, uuid.RFC_4122)
     assert inside.int >> 80 == AT_MS
+
+
+def test_ids_have_the_form_of_the_ids_of_facts() -> None:
+    """Both kinds stand in one column, which is sorted by id."""
+    assert [len(part) for part in fact_id("rec", AT_MS, "a").split("_")] == [3, 32]
+    assert fact_id("rec", AT_MS - 1, "a") < make_source().new("rec") < fact_id("rec", AT_MS + 1)
 
 
 def test_ids_of_one_millisecond_are_distinct_and_sort_in_the_order_they_were_made() -> None:
@@ -92,13 +99,13 @@ def test_text_order_is_number_order(left: int, right: int) -> None:
         "",
         "rec_",
         "rec",
-        "01k6f8y7b0e9qsjv2nw4m5x6zz",
-        "REC_01k6f8y7b0e9qsjv2nw4m5x6zz",
-        "rec_01K6F8Y7B0E9QSJV2NW4M5X6ZZ",
-        "rec_81k6f8y7b0e9qsjv2nw4m5x6zz",
-        "rec_01k6f8y7b0e9qsjv2nw4m5x6z",
-        "rec_01k6f8y7b0e9qsjv2nw4m5x6zz\n",
-        "rec_01k6f8y7b0e9qsjv2nw4m5x6zu",
+        "019c50587e7b7000a000000000000001",
+        "REC_019c50587e7b7000a000000000000001",
+        "rec_019C50587E7B7000A000000000000001",
+        "rec_019c50587e7b7000a00000000000001",
+        "rec_019c50587e7b7000a0000000000000011",
+        "rec_019c50587e7b7000a000000000000001\n",
+        "rec_019c50587e7b7000a00000000000000g",
     ],
 )
 def test_text_that_is_no_id_has_no_uuid(text: str) -> None:
