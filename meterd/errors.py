@@ -14,6 +14,7 @@
     ├── ActorCrashedError           the message made the actor raise; nothing was applied; transient
     ├── QuarantinedError            the organization's actor failed too often; transient
     ├── OrganizationUnknownError    no organization has this id
+    ├── CustomerTakenError          another organization already has this Stripe customer
     └── RequestInvalidError         the request cannot be understood; carries every problem found
 
 Expected outcomes (denied, repeated, conflicting) are returned values, never exceptions.
@@ -112,6 +113,10 @@ class QuarantinedError(MeterdError):
 
 class OrganizationUnknownError(MeterdError):
     """No organization has this id."""
+
+
+class CustomerTakenError(MeterdError):
+    """Another organization is already linked to this Stripe customer."""
 
 
 @attrs.frozen

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 
+
 ORGANIZATION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 """What an `organization_id` may be; a Clerk `org_…` id fits."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from decimal import ROUND_HALF_UP, Context, Decimal, localcontext
 
+
 CENT = Decimal("0.01")
 MICRO = Decimal("0.000001")
 ZERO = Decimal(0)
@@ -22,7 +23,7 @@ _EXACT = Context(prec=60)
 def cost_usd(quantity: int, rate_usd: Decimal) -> Decimal:
     """Return quantity x rate with exactly six decimals; asserts that nothing is rounded away."""
     with localcontext(_EXACT):
-        exact = rate_usd * quantity
+        exact = rate_usd * quantity + ZERO  # + 0: a credit of nothing is 0, not -0
         stored = exact.quantize(MICRO)
         assert stored == exact, (quantity, rate_usd)
         return stored

@@ -19,6 +19,7 @@ import attrs
 from meterd.core.money import ZERO
 from meterd.core.units import from_datetime, rfc3339, to_datetime
 
+
 MONTHS_PER_YEAR = 12
 
 

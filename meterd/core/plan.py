@@ -140,6 +140,17 @@ class Terms:
     contract: Contract
     trialing: bool
     limits: Limits
+    reason: str
+    """Why they came into force, for the operator who reads the history."""
+
+
+def contract_fields(contract: Contract) -> dict[str, object]:
+    """Return the fields a contract sets, as JSON values: money as text, `None` for unlimited."""
+    return {
+        name: str(value) if isinstance(value, Decimal) else value
+        for name, value in attrs.asdict(contract).items()
+        if value is not UNSET
+    }
 
 
 def resolve(

@@ -14,6 +14,7 @@ import attrs
 
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 
+
 ELAPSED_MS_MAX = 2_678_400_000
 """31 days: the longest a task may claim to have run."""
 

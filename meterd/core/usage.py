@@ -22,6 +22,7 @@ from meterd.core.period import Period
 from meterd.core.plan import Limits, Resource, Terms
 from meterd.core.units import MINUTE_MS, minutes_added
 
+
 ROW_MINUTES_MAX = 9_999
 """Minutes one row may hold: keeps quantity x unit cost inside `numeric(10,6)`."""
 

@@ -1,0 +1,220 @@
+"""What an organization may do now: projected use, limits, states and verdicts.
+
+Rule 1: everything that refuses work is in this file; the reasons are checked in the order in
+        which `DenialReason` declares them.
+Rule 2: decisions, states and timers look at projected use (reported + time since each running
+        task's last report); the bill looks at reported use only.
+Rule 3: nothing here changes a state; every function is O(1), whatever the number of tasks.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from decimal import Decimal
+
+import attrs
+
+from meterd.core.organization import Hold, OrganizationState, QuotaState
+from meterd.core.plan import Limits, Tier
+from meterd.core.units import ceil_div, whole_minutes
+
+
+WARNING_PERCENT = 80
+FULL_PERCENT = 100
+HARD_PERCENT = 110
+"""Names the hard limit itself, whatever grace the plan grants."""
+
+THRESHOLD_PERCENTS = (WARNING_PERCENT, FULL_PERCENT, HARD_PERCENT)
+"""Crossings that are announced, each once per period."""
+
+
+class DenialReason(enum.Enum):
+    """Why a task may not start, in the order in which the reasons are checked."""
+
+    SUSPENDED = "suspended"
+    PLAN_LIMIT_REACHED = "plan_limit_reached"
+    OVERAGE_CAP_REACHED = "overage_cap_reached"
+    AGENT_BUSY = "agent_busy"
+    AGENT_LIMIT_REACHED = "agent_limit_reached"
+
+
+@attrs.frozen(kw_only=True)
+class QuotaView:
+    """The quota object at one instant: what callers are shown and headers are made from."""
+
+    organization_id: str
+    plan: Tier
+    state: QuotaState
+    denial: DenialReason | None
+    """Why a new agent would be refused; `None`: it would be admitted."""
+    hold: Hold | None
+    label: str
+    period_start_ms: int
+    period_end_ms: int
+    used_ms: int
+    projected_ms: int
+    included_minutes: int
+    hard_limit_ms: int | None
+    overage_minutes: int
+    overage_usd: Decimal
+    agents_active: int
+    agents_limit: int | None
+    as_of_ms: int
+
+    @property
+    def used_minutes(self) -> int:
+        """Return the whole minutes reported."""
+        return whole_minutes(self.used_ms)
+
+    @property
+    def hard_limit_minutes(self) -> int | None:
+        """Return the whole minutes at which work stops; `None`: never."""
+        return None if self.hard_limit_ms is None else whole_minutes(self.hard_limit_ms)
+
+    @property
+    def remaining_minutes(self) -> int | None:
+        """Return hard limit - used, never negative; `None`: unlimited."""
+        hard = self.hard_limit_minutes
+        return None if hard is None else max(0, hard - self.used_minutes)
+
+    @property
+    def remaining_ms(self) -> int | None:
+        """Return the time left to the hard limit, never negative; `None`: unlimited."""
+        return None if self.hard_limit_ms is None else max(0, self.hard_limit_ms - self.used_ms)
+
+
+def projected_ms(state: OrganizationState, now_ms: int) -> int:
+    """Return used time plus, for each running task, the time since its last report."""
+    burning_ms = len(state.running) * now_ms - state.burning_from_sum_ms
+    return state.period.used_ms + burning_ms
+
+
+def usage_state(limits: Limits, projected: int) -> QuotaState:
+    """Return the state for a projected use, holds aside."""
+    if limits.hard_limit_ms is None:
+        return QuotaState.UNLIMITED
+    if projected >= limits.hard_limit_ms:
+        return QuotaState.EXCEEDED
+    if projected >= limits.included_ms:
+        return QuotaState.GRACE
+    if projected * 100 >= limits.included_ms * WARNING_PERCENT:
+        return QuotaState.WARNING
+    return QuotaState.OK
+
+
+def quota_state(state: OrganizationState, now_ms: int) -> QuotaState:
+    """Return the organization's state now; a hold overrides everything."""
+    if state.profile.holds:
+        return QuotaState.SUSPENDED
+    return usage_state(state.terms.limits, projected_ms(state, now_ms))
+
+
+def is_over_limit(state: OrganizationState, now_ms: int, *, starting: bool) -> bool:
+    """Tell whether projected use forbids work; grace may be closed to tasks that only start."""
+    limits = state.terms.limits
+    if limits.hard_limit_ms is None:
+        return False
+    closed_grace = starting and not limits.new_tasks_in_grace
+    line_ms = limits.included_ms if closed_grace else limits.hard_limit_ms
+    return projected_ms(state, now_ms) >= line_ms
+
+
+def slot_denial(state: OrganizationState, agent_id: str | None) -> DenialReason | None:
+    """Return why this agent (`None`: a new one) gets no slot; a shrunken limit takes none away."""
+    tasks = state.agents.get(agent_id, 0) if agent_id is not None else 0
+    if tasks >= state.rules.tasks_per_agent:
+        return DenialReason.AGENT_BUSY
+    limit = state.terms.limits.agents
+    if tasks == 0 and limit is not None and len(state.agents) >= limit:
+        return DenialReason.AGENT_LIMIT_REACHED
+    return None
+
+
+def denial(state: OrganizationState, agent_id: str | None, now_ms: int) -> DenialReason | None:
+    """Return why this agent (`None`: a new one) may not start a task now, or None if it may."""
+    if state.profile.holds:
+        return DenialReason.SUSPENDED
+    if is_over_limit(state, now_ms, starting=True):
+        return DenialReason.PLAN_LIMIT_REACHED
+    return slot_denial(state, agent_id)
+
+
+def running_denial(state: OrganizationState, now_ms: int) -> DenialReason | None:
+    """Return why a running task must stop now, or None if it may go on."""
+    if state.profile.holds:
+        return DenialReason.SUSPENDED
+    if is_over_limit(state, now_ms, starting=False):
+        return DenialReason.PLAN_LIMIT_REACHED
+    return None
+
+
+def view(state: OrganizationState, now_ms: int, agent_id: str | None = None) -> QuotaView:
+    """Return the quota object as it is now, judged for `agent_id` or for a new agent."""
+    limits, period = state.terms.limits, state.period
+    return QuotaView(
+        organization_id=state.organization_id,
+        plan=state.terms.plan,
+        state=quota_state(state, now_ms),
+        denial=denial(state, agent_id, now_ms),
+        hold=state.profile.hold,
+        label=period.label,
+        period_start_ms=period.start_ms,
+        period_end_ms=period.end_ms,
+        used_ms=period.used_ms,
+        projected_ms=projected_ms(state, now_ms),
+        included_minutes=limits.included_minutes,
+        hard_limit_ms=limits.hard_limit_ms,
+        overage_minutes=period.overage_minutes,
+        overage_usd=period.overage_usd,
+        agents_active=len(state.agents),
+        agents_limit=limits.agents,
+        as_of_ms=now_ms,
+    )
+
+
+def threshold_lines(limits: Limits) -> Iterator[tuple[int, int]]:
+    """Yield (percent, projected ms) of each threshold, rising; none when unlimited."""
+    if limits.hard_limit_ms is None:
+        return
+    for percent in THRESHOLD_PERCENTS:
+        if percent == HARD_PERCENT:
+            yield percent, limits.hard_limit_ms
+        else:
+            yield percent, ceil_div(limits.included_ms * percent, 100)
+
+
+def silent_at_ms(state: OrganizationState) -> int | None:
+    """Return when the longest silent running task becomes lost; silence during a stop is free."""
+    for task in state.running.values():  # oldest report first
+        heard_ms = max(task.reported_at_ms, state.serving_since_ms)
+        return heard_ms + state.rules.task_timeout_ms
+    return None
+
+
+def is_due(state: OrganizationState, now_ms: int) -> bool:
+    """Tell whether the clock alone has changed something: a period's end or a silent task."""
+    if now_ms >= state.period.end_ms:
+        return True
+    silent_at = silent_at_ms(state)
+    return silent_at is not None and now_ms >= silent_at
+
+
+def next_wakeup_ms(state: OrganizationState, now_ms: int) -> int:
+    """Return the next instant at which time alone changes something: the actor's timer.
+
+    That is the period's end, the next silent task, the next threshold or the hard limit itself:
+    n running tasks burn n milliseconds of quota in one, so the instant is known exactly.
+    """
+    wakeup_ms = state.period.end_ms
+    silent_at = silent_at_ms(state)
+    if silent_at is not None and silent_at < wakeup_ms:
+        wakeup_ms = silent_at
+    burning = len(state.running)
+    if burning:
+        projected = projected_ms(state, now_ms)
+        for _percent, line_ms in threshold_lines(state.terms.limits):
+            if line_ms > projected:
+                crossing_ms = now_ms + ceil_div(line_ms - projected, burning)
+                return min(wakeup_ms, crossing_ms)
+    return wakeup_ms

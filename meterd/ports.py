@@ -1,0 +1,177 @@
+"""What the actors and the front need from the outside, as protocols.
+
+Adapters implement them; `meterd.system` says which stands behind which. Every method that waits
+may raise `StoreUnavailableError` (transient: try again) or `StoreRejectedError` (it never will
+work); a cancelled or failed write may have happened, so writes are safe to repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import attrs
+
+from meterd.core.journal import OrganizationBatch, StoredOrganization
+from meterd.core.organization import Profile
+from meterd.core.period import Period
+from meterd.core.plan import Terms
+from meterd.core.task import Task, TaskState
+
+
+class Clock(Protocol):
+    """Wall time that never goes back and never jumps."""
+
+    def now_ms(self) -> int:
+        """Return the instant, in epoch milliseconds UTC."""
+        ...
+
+
+class Ids(Protocol):
+    """Sortable identifiers for things that are not facts."""
+
+    def new(self, prefix: str) -> str:
+        """Return `prefix_` + 32 hex digits of a new UUIDv7."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class DeadLetter:
+    """A message or a batch of facts that made its actor or the store fail."""
+
+    id: str
+    at_ms: int
+    address: str
+    kind: str
+    """`message` or `facts`."""
+    error: str
+    detail_json: str = "{}"
+
+
+class LedgerStore(Protocol):
+    """Where facts become durable and organizations are read back."""
+
+    async def load(self, organization_ids: Sequence[str]) -> Mapping[str, StoredOrganization]:
+        """Return the organizations that exist, in one round trip; absent ids do not exist."""
+        ...
+
+    async def flush(self, batches: Sequence[OrganizationBatch]) -> None:
+        """Write the batches in one transaction, each fact once however often it is sent.
+
+        Errors: OwnershipLostError when the owner epoch has moved on: nothing was written.
+        """
+        ...
+
+    async def recall_task(self, organization_id: str, task_id: str) -> Task | None:
+        """Return a task as stored, whatever its state."""
+        ...
+
+    async def recall_period(self, organization_id: str, label: str) -> tuple[Period, Terms] | None:
+        """Return a closed period as stored, with the terms at its end."""
+        ...
+
+    async def organizations_at_work(self) -> Sequence[str]:
+        """Return the organizations with running tasks: they are activated at a start."""
+        ...
+
+    async def bury(self, letters: Sequence[DeadLetter]) -> None:
+        """Write dead letters; a letter with a known id changes nothing."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class StoredKey:
+    """An API key as stored; never the key itself."""
+
+    id: str
+    organization_id: str | None
+    """`None`: an admin key."""
+    scopes: frozenset[str]
+    name: str
+    last4: str
+    created_at_ms: int
+    created_by: str
+    revoked_at_ms: int | None
+
+
+class KeyStore(Protocol):
+    """API keys, by the HMAC of the key under the pepper."""
+
+    async def find_key(self, digest: bytes) -> StoredKey | None:
+        """Return the key with this digest, revoked or not."""
+        ...
+
+    async def add_key(self, key: StoredKey, digest: bytes) -> bool:
+        """Store a key; False when its organization does not exist."""
+        ...
+
+    async def keys_of(self, organization_id: str | None) -> Sequence[StoredKey]:
+        """Return an organization's keys (`None`: the admin keys), newest first."""
+        ...
+
+    async def revoke_key(
+        self, organization_id: str | None, key_id: str, *, at_ms: int
+    ) -> StoredKey | None:
+        """Revoke a key of this organization; None when it has no such key. Repeats are fine."""
+        ...
+
+    async def revoked_since(self, at_ms: int) -> Sequence[str]:
+        """Return the ids of keys revoked at or after an instant, by any process."""
+        ...
+
+    async def pepper(self, candidate: bytes) -> bytes:
+        """Return the database's pepper, storing the candidate if it has none yet."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class NewOrganization:
+    """What is written when an organization is created: its first terms and period."""
+
+    organization_id: str
+    profile: Profile
+    terms: Terms
+    period: Period
+    created_by: str
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class OrganizationSummary:
+    """One line of the list of organizations, as stored."""
+
+    organization_id: str
+    profile: Profile
+    terms: Terms
+
+
+class Directory(Protocol):
+    """Organizations and tasks as stored: creation, lists and look-ups."""
+
+    async def create_organization(self, new: NewOrganization) -> bool:
+        """Create it with its audit entry; False when the id is taken.
+
+        Errors: CustomerTakenError when another organization has the Stripe customer.
+        """
+        ...
+
+    async def claim_customer(self, organization_id: str, customer_id: str | None) -> None:
+        """Link a Stripe customer before the actor hears of it; CustomerTakenError if taken."""
+        ...
+
+    async def organizations(
+        self, *, after: str | None, limit: int
+    ) -> Sequence[OrganizationSummary]:
+        """Return organizations ordered by id, after the given one."""
+        ...
+
+    async def tasks(
+        self,
+        organization_id: str,
+        *,
+        state: TaskState | None,
+        after: tuple[int, str] | None,
+        limit: int,
+    ) -> Sequence[Task]:
+        """Return tasks, newest start first; `after` is the (started_at_ms, task_id) seen last."""
+        ...
