@@ -142,6 +142,8 @@ def url(*schemes: str, doc: str, secret: bool = False, on_command_line: bool = T
             known = False
         if not known or any(ord(letter) <= 0x20 for letter in plain):  # noqa: PLR2004  # control, space
             raise ValueError(f"must be {form}" + ("" if secret else f", {_not(plain)}"))
+        if isinstance(value, Secret):
+            return value
         return Secret(plain) if secret else plain
 
     setting = Setting(
@@ -268,7 +270,7 @@ def _secret(value: object, *, least: int, most: int) -> Secret[str]:
         raise ValueError("must not begin or end with a space")
     if not least <= len(plain) <= most:
         raise ValueError(f"must have {least} to {most} characters, and has {len(plain)}")
-    return Secret(plain)
+    return value if isinstance(value, Secret) else Secret(plain)
 
 
 def _text(value: object) -> str:

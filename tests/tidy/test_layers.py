@@ -51,7 +51,7 @@ ASYNCIO_USERS = (
 
 CATCH_ALLS = (
     "meterd/actors/supervisor.py",  # turns a failure into a strike or a restart
-    "meterd/web/front/connection.py",  # no peer's bytes cost more than its own connection
+    "meterd/web/front_door.py",  # no peer's bytes cost more than its own connection
     "meterd/adapters/asyncio_thread.py",  # carries what a coroutine raised to its caller
 )
 
