@@ -37,6 +37,7 @@ CLOCK_READERS = (
 CHANCE = {"random", "secrets", "uuid", "numpy"}
 CHANCE_TAKERS = (
     "meterd/adapters/ids.py",
+    "meterd/adapters/postgres_cluster.py",  # the embedded server's password: never seeded
     "meterd/client/chance.py",  # the client imports nothing of meterd
     "meterd/testing/",  # seeded
 )
@@ -46,7 +47,9 @@ ASYNCIO_USERS = (
     # What runs on that thread's loop, because these libraries speak asyncio only.
     "meterd/adapters/postgres/",
     "meterd/adapters/redis/",
-    "meterd/testing/",
+    # The client runs in other people's programs, on whichever loop they have.
+    "meterd/client/asyncio.py",
+    "meterd/client/threads.py",
 )
 
 CATCH_ALLS = (
