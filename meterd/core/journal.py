@@ -44,12 +44,9 @@ class OrganizationBatch:
     profile: Profile | None
     audits: tuple[AuditEntry, ...]
     findings: tuple[Finding, ...]
-    plan_tier: str
-    """The plan in force after the batch, for `subscription_usage.plan_tier`."""
-    included_minutes: int
 
 
-def coalesce(state: OrganizationState, facts: Sequence[Facts]) -> OrganizationBatch:
+def coalesce(organization_id: str, facts: Sequence[Facts]) -> OrganizationBatch:
     """Return the batch that makes these consecutive facts of one organization durable."""
     assert facts, "nothing to coalesce"
     tasks: dict[str, Task] = {}
@@ -62,7 +59,7 @@ def coalesce(state: OrganizationState, facts: Sequence[Facts]) -> OrganizationBa
         periods.update((period.start_ms, period) for period in fact.periods)
         profile = fact.profile or profile
     return OrganizationBatch(
-        organization_id=state.organization_id,
+        organization_id=organization_id,
         seq=facts[-1].seq,
         rows=tuple(row for fact in facts for row in fact.rows),
         started=tuple(task for task_id, task in tasks.items() if task_id in started),
@@ -102,11 +99,13 @@ def restore(
     rules: Rules,
     serving_since_ms: int,
     now_ms: int,
+    last_seq: int = 0,
 ) -> OrganizationState:
     """Return the live state: what is stored, then the facts that are not stored yet.
 
     A running task is given a fresh time-out after a start, and its unreported time counts as use:
-    a crash may refuse too much, never grant too much.
+    a crash may refuse too much, never grant too much. `last_seq` is the highest number this
+    process has given out, facts that the store rejected included: numbers are never used twice.
     """
     state = OrganizationState(
         organization_id=stored.organization_id,
@@ -135,4 +134,5 @@ def restore(
         )
     for facts in pending:
         apply(state, facts)
+    state.seq = max(state.seq, last_seq)
     return state
