@@ -56,6 +56,8 @@ CATCH_ALLS = (
     "meterd/actors/supervisor.py",  # turns a failure into a strike or a restart
     "meterd/web/front_door.py",  # no peer's bytes cost more than its own connection
     "meterd/adapters/asyncio_thread.py",  # carries what a coroutine raised to its caller
+    "meterd/client/asyncio.py",  # the customer's own exception, told to the task and raised again
+    "meterd/client/threads.py",  # what its loop raised reaches the thread that waits for it
 )
 
 CORE_MAY_IMPORT = {
