@@ -26,10 +26,8 @@ test: $(DEV_STAMP) ## run the tests (ARGS="tests/unit -k quota" for some of them
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(DEV_STAMP) ## ruff, mypy and import-linter
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@failed=0; for check in "ruff check" "ruff format --check" mypy "lint-imports --no-logo"; do \
+		echo "==> $$check"; $(BIN)/$$check || failed=1; done; exit $$failed
 
 bench: $(DEV_STAMP) ## measure the hot paths on this machine
 	@$(BIN)/python -m pytest tests/bench --timeout 900 -s $(ARGS)

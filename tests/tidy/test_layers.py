@@ -239,7 +239,7 @@ def test_imports_point_inwards() -> None:
     """import-linter's contracts in pyproject.toml hold: a layer knows only those below it."""
     linter = Path(sys.executable).with_name("lint-imports")
     run = subprocess.run(
-        [linter, "--no-cache"],
+        [linter, "--no-cache", "--no-logo"],
         cwd=ROOT,
         env={**os.environ, "NO_COLOR": "1"},
         capture_output=True,
