@@ -56,6 +56,11 @@ class IdSource:
         return self._random.getrandbits(RANDOM_BITS - 1)
 
 
+def new_secret() -> str:
+    """Return 192 bits of the operating system's chance, as 48 hex digits."""
+    return f"{random.SystemRandom().getrandbits(192):048x}"
+
+
 def id_text(prefix: str, value: uuid.UUID) -> str:
     """Return the text form of a UUID under a prefix."""
     return f"{prefix}_{value.hex}"

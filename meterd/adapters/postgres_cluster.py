@@ -16,7 +16,6 @@ import ctypes
 import fcntl
 import importlib.util
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -29,6 +28,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from meterd.adapters.ids import new_secret
 from meterd.adapters.postgres_probe import HOST, USER
 from meterd.adapters.server_account import (
     ServerAccount,
@@ -356,7 +356,7 @@ def _ensure_password(directory: Path) -> str:
     path = directory / "postgres.password"
     if path.exists():
         return path.read_text("ascii").strip()
-    password = secrets.token_urlsafe(24)
+    password = new_secret()
     new = directory / "postgres.password.new"
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

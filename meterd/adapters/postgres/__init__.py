@@ -1,0 +1,1 @@
+"""PostgreSQL: pools, migrations and the store, on asyncpg and its own thread."""
