@@ -20,7 +20,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: $(RUN_STAMP) ## start a complete meterd with sample customers and watch it enforce a plan
-	@$(BIN)/meterd demo $(ARGS)
+	@$(BIN)/python -m meterd demo $(ARGS)
 
 test: $(DEV_STAMP) ## run the tests (ARGS="tests/unit -k quota" for some of them)
 	@$(BIN)/python -m pytest $(ARGS)
@@ -43,7 +43,8 @@ clean: ## remove .venv and what tools left behind; data directories stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find meterd tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(BIN)/python:
+# pip arrives last, so a half-made environment is made again.
+$(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "meterd needs Python 3.11 or newer and found none." >&2; \
 		echo "Install it (Debian, Ubuntu: apt install python3 python3-venv), or name one:" >&2; \
 		echo "  make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
@@ -54,14 +55,14 @@ $(BIN)/python:
 	@rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV)
 
 # The development lock contains the other one, so an installation for tests serves the demo too.
-$(RUN_STAMP): | $(BIN)/python
+$(RUN_STAMP): | $(BIN)/pip
 	@if test ! -e $(DEV_STAMP); then \
 		echo "==> installing what meterd needs (requirements.lock; once, about a minute)" \
 		&& $(PIP) install --require-hashes --only-binary :all: -r requirements.lock \
 		&& $(PIP) install --quiet --no-deps --no-build-isolation --no-index --editable .; fi
 	@rm -f $(VENV)/.run-*; touch $@
 
-$(DEV_STAMP): | $(BIN)/python
+$(DEV_STAMP): | $(BIN)/pip
 	@echo "==> installing what the tests need (requirements-dev.lock; once, about a minute)"
 	@$(PIP) install --require-hashes --only-binary :all: -r requirements-dev.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation --no-index --editable .
