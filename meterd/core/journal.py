@@ -69,8 +69,6 @@ def coalesce(organization_id: str, facts: Sequence[Facts]) -> OrganizationBatch:
         profile=profile,
         audits=tuple(fact.audit for fact in facts if fact.audit is not None),
         findings=tuple(finding for fact in facts for finding in fact.findings),
-        plan_tier=state.terms.plan.value,
-        included_minutes=state.terms.limits.included_minutes,
     )
 
 
