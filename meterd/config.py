@@ -398,11 +398,6 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"ack_timeout_ms ({config.ack_timeout_ms}) must be larger than flush_interval_ms "
             f"({config.flush_interval_ms}), or every request times out: raise it."
         )
-    if config.connections_per_address_max > config.connections_max:
-        yield (
-            f"connections_per_address_max ({config.connections_per_address_max}) must not be "
-            f"larger than connections_max ({config.connections_max}): raise connections_max."
-        )
     if config.stream_idle_ms <= config.heartbeat_interval_ms:
         yield (
             f"stream_idle_ms ({config.stream_idle_ms}) must be larger than the heartbeat interval "

@@ -34,7 +34,6 @@ SECRET_NAMES: Final = frozenset(
         "set-cookie",
         "stripe-signature",
         "x-api-key",
-        "idempotency-key",
         "password",
         "passwd",
         "passfile",
@@ -69,16 +68,20 @@ def _insensitive(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
 
+# Repetitions that a hostile text could make the search start over and over are bounded.
 _PATTERNS: Final = (
     # Whole values with a known shape: meterd's and Stripe's keys, JSON web tokens, signatures.
     (re.compile(r"\bmk_[a-z]+_[0-9A-Za-z]+"), "mk_" + MASK),
     (re.compile(r"\b(sk|rk|pk)_(live|test)_[0-9A-Za-z_]+"), rf"\1_\2_{MASK}"),
     (re.compile(r"\bwhsec_[0-9A-Za-z+/=_-]+"), "whsec_" + MASK),
-    (re.compile(r"\beyJ[0-9A-Za-z_-]{4,}\.[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]*)*"), MASK),
+    (re.compile(r"\beyJ[0-9A-Za-z_-]{4,2048}\.[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]*)*"), MASK),
     (re.compile(r"\b(v[01])=[0-9a-fA-F]{16,}"), rf"\1={MASK}"),
     (_insensitive(r"\b(bearer|basic)([ =:]+)[^\s'\",;)\]}]+"), rf"\1\2{MASK}"),
     # scheme://user:password@host, greedy, because a password may hold any of : / @.
-    (_insensitive(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@'\"]*):[^\s'\"]*@"), rf"\1:{MASK}@"),
+    (
+        _insensitive(r"(\b[a-z][a-z0-9+.-]{0,20}://[^\s:/@'\"]{0,128}):[^\s'\"]{0,512}@"),
+        rf"\1:{MASK}@",
+    ),
     # name: value and name=value; in quotes up to the quote, headers to the end of the line.
     (
         _insensitive(rf"(?<![\w-])((?:{_NAMED})b?['\"]?\s*[:=,]\s*b?)(['\"])(?:(?!\2).)*\2"),

@@ -140,7 +140,6 @@ def test_a_database_url_leaves_no_default_data_dir() -> None:
     [
         ({"data_dir": "d", "database_url": "postgresql://h/d"}, "two different databases"),
         ({"ack_timeout_ms": 20, "flush_interval_ms": 20}, "ack_timeout_ms (20) must be larger"),
-        ({"connections_max": 2_000}, "raise connections_max"),
         ({"stream_idle_ms": 10_000}, "every agent is disconnected"),
         ({"stripe_api_key": "sk_live_x", "stripe_api_base": "http://stripe"}, "not https"),
     ],

@@ -206,6 +206,17 @@ def test_values_that_json_does_not_know_are_still_written(lines: io.StringIO) ->
     assert json.loads(line)["event"] == "odd"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "piece",
+    ["a.", "a://:", "eyJaaaa-", "token token=", "password='", "basic ", "v1=", "Cookie:", ":@"],
+)
+def test_masking_a_hostile_text_does_not_hold_the_process(piece: str) -> None:
+    """A megabyte that somebody got into a log line must cost milliseconds, not minutes."""
+    log.masked(piece * (200_000 // len(piece)))
+
+
 @given(text=st.text(max_size=200))
 def test_masking_twice_is_masking_once(text: str) -> None:
     """Lines that pass two loggers stay readable, and masking ends for any input."""
