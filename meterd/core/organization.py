@@ -136,7 +136,7 @@ class OrganizationState:
     closed_periods: tuple[Period, ...] = ()
     """Newest first, as far back as a late report can reach."""
     running: dict[str, Task] = attrs.Factory(dict)
-    """By task id, longest silent first: a report moves its task to the end."""
+    """By task id, longest silent first: only a report moves its task, and it moves to the end."""
     ended: dict[str, Task] = attrs.Factory(dict)
     """Lost tasks that may still report, and finished ones still in memory."""
     lost: dict[str, None] = attrs.Factory(dict)
@@ -172,35 +172,49 @@ def apply(state: OrganizationState, facts: Facts) -> None:
         state.terms = facts.terms
     if facts.profile is not None:
         state.profile = facts.profile
+    closed = []
     for period in facts.periods:
-        _put_period(state, period)
+        if period.closed:
+            closed.append(period)
+        else:
+            state.period = period
+    if closed:
+        _put_closed_periods(state, closed)
     for task in facts.tasks:
         put_task(state, task)
     state.seq = facts.seq
 
 
-def _put_period(state: OrganizationState, period: Period) -> None:
-    if not period.closed:
-        state.period = period
-        return
-    others = [known for known in state.closed_periods if known.start_ms != period.start_ms]
+def _put_closed_periods(state: OrganizationState, closed: list[Period]) -> None:
+    """Keep the closed periods a late report can reach, and the terms they were metered under.
+
+    An older one was recalled for an adjustment: its terms are not here, the next is recalled too.
+    """
+    known = {period.start_ms: period for period in (*state.closed_periods, *closed)}
     kept_from_ms = state.period.start_ms - CLOSED_PERIODS_KEPT_MS
-    kept = [known for known in (*others, period) if known.end_ms >= kept_from_ms]
-    state.closed_periods = tuple(sorted(kept, key=lambda known: -known.start_ms))
-    named = {known.terms_seq for known in state.closed_periods}
+    terms = {**state.earlier_terms, state.terms.seq: state.terms}
+    state.closed_periods = tuple(
+        period
+        for _, period in sorted(known.items(), reverse=True)
+        if period.end_ms >= kept_from_ms and period.terms_seq in terms
+    )
+    named = {period.terms_seq for period in state.closed_periods}
     state.earlier_terms = {seq: t for seq, t in state.earlier_terms.items() if seq in named}
 
 
 def put_task(state: OrganizationState, task: Task) -> None:
     """Replace a task's position and keep the aggregates over running tasks exact."""
     task_id = task.info.task_id
-    known = state.running.pop(task_id, None)
+    known = state.running.get(task_id)
     if known is not None:
         state.burning_from_sum_ms -= known.burning_from_ms
         if task.state is TaskState.RUNNING:
+            if task.reported_at_ms != known.reported_at_ms:
+                del state.running[task_id]  # heard from: to the end of the line
             state.running[task_id] = task
             state.burning_from_sum_ms += task.burning_from_ms
             return
+        del state.running[task_id]
         agent_id = known.info.agent_id
         tasks = state.agents[agent_id] - 1
         if tasks:

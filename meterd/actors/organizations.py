@@ -1,0 +1,488 @@
+"""The organizations of this process: who they are, and the one way to talk to them.
+
+A message to a ready organization is decided at once, in the caller's task and to completion:
+there is one thread and no await in between, so an organization's messages are serialized without
+a lock. Otherwise it waits in the organization's mailbox, in order, and newcomers wait behind it.
+
+Rule 1: a message that raises changes nothing, is a dead letter and a strike; the organization is
+        read again from the store plus its own unwritten facts. Too many strikes quarantine it.
+Rule 2: no organization's trouble reaches another; the store being away is nobody's strike.
+Rule 3: what is answered may be acknowledged only when it is durable (`durable`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import attrs
+import structlog
+import trio
+
+from meterd.actors.acknowledgements import Acknowledgements, Listener
+from meterd.actors.activation import Activation
+from meterd.actors.cell import Answer, Cell, Letter, Phase, Reply
+from meterd.actors.ledger import Ledger
+from meterd.actors.supervisor import Crash, attempt
+from meterd.actors.timers import Timers
+from meterd.core.commands import (
+    Adjust,
+    Audited,
+    ChangeOrganization,
+    Command,
+    Decision,
+    Denied,
+    FinishTask,
+    Heartbeat,
+    NeedsPeriod,
+    NeedsTask,
+    Outcome,
+    Recalled,
+    RecalledPeriod,
+    StartTask,
+    Tick,
+)
+from meterd.core.decide import commit
+from meterd.core.journal import StoredOrganization, restore
+from meterd.core.organization import OrganizationState, Profile, Rules, forget_ended
+from meterd.core.plan import Terms, resolve
+from meterd.core.quota import QuotaView, denial, is_due, next_wakeup_ms, view
+from meterd.core.supervision import StrikePolicy, is_out, recent
+from meterd.core.units import SECOND_MS
+from meterd.errors import (
+    ActorCrashedError,
+    OrganizationUnknownError,
+    OverloadedError,
+    QuarantinedError,
+    ShuttingDownError,
+    StoreUnavailableError,
+)
+from meterd.ports import Clock, DeadLetter, Ids, LedgerStore
+
+
+log = structlog.get_logger(__name__)
+
+CATALOGUE_CHANGED = "plan catalogue changed"
+
+DEAD_LETTERS_KEPT = 256
+
+
+@attrs.frozen(kw_only=True)
+class ActorPolicy:
+    """Bounds and time-outs of organizations' actors."""
+
+    mailbox_max: int = 1_000
+    ask_timeout_ms: int = 5_000
+    """How long a message may wait for an organization to be ready."""
+    ack_timeout_ms: int = 5_000
+    """How long a caller waits for its facts to be durable."""
+    passivate_after_ms: int = 600_000
+    strikes: StrikePolicy = attrs.Factory(StrikePolicy)
+
+
+@attrs.frozen(kw_only=True)
+class OrganizationSnapshot:
+    """An organization as its actor knows it, for operators."""
+
+    organization_id: str
+    profile: Profile
+    terms: Terms
+    quota: QuotaView
+    seq: int
+    running_tasks: int
+
+
+Decide = Callable[[OrganizationState, Command, int], Decision]
+
+
+class Organizations:
+    """Every organization in memory, by id."""
+
+    def __init__(
+        self,
+        store: LedgerStore,
+        ledger: Ledger,
+        *,
+        rules: Rules,
+        clock: Clock,
+        ids: Ids,
+        jitter: Iterator[float],
+        policy: ActorPolicy,
+        decide: Decide,
+    ) -> None:
+        self.rules = rules
+        self.clock = clock
+        self.ledger = ledger
+        self.timers = Timers(clock, self._wake)
+        self.activation = Activation(
+            store, jitter=jitter, on_loaded=self._loaded, on_waiting=self._back_off
+        )
+        self.dead_letters: deque[DeadLetter] = deque(maxlen=DEAD_LETTERS_KEPT)
+        self._store = store
+        self._ids = ids
+        self._policy = policy
+        self._decide = decide
+        self._cells: dict[str, Cell] = {}
+        self._serving_since_ms = clock.now_ms()
+        self._is_stopping = False
+        self.crashes = 0
+        self.passivated = 0
+        self.acknowledgements = Acknowledgements(
+            ledger, ack_timeout_ms=policy.ack_timeout_ms, on_rejected=self._rejected
+        )
+
+    # --- asking -----------------------------------------------------------------------------
+
+    def ask_nowait(self, organization_id: str, command: Command) -> Answer | None:
+        """Return the answer of a ready organization, or None when the message would wait.
+
+        Errors: OverloadedError when the journal is full, ShuttingDownError, ActorCrashedError.
+        """
+        cell = self._cells.get(organization_id)
+        if cell is None or cell.phase is not Phase.READY or cell.mailbox is not None:
+            return None
+        self._admit()
+        return self._handle(cell, command)
+
+    async def ask(self, organization_id: str, command: Command) -> Answer:
+        """Return the organization's answer, activating it and recalling what it needs.
+
+        Errors: OrganizationUnknownError, QuarantinedError, OverloadedError, ShuttingDownError,
+        ActorCrashedError, StoreUnavailableError when it could not be read in time.
+        """
+        while True:
+            answer = self.ask_nowait(organization_id, command)
+            if answer is None:
+                answer = await self._ask_by_mail(organization_id, command)
+            again = await self._recall(organization_id, command, answer.outcome)
+            if isinstance(again, Denied):
+                return Answer(again, answer.seq)
+            if again is None:
+                return answer
+            command = again
+
+    def view_nowait(self, organization_id: str, agent_id: str | None = None) -> QuotaView | None:
+        """Return the quota object of a ready organization, or None when it must be activated."""
+        cell = self._cells.get(organization_id)
+        if cell is None or cell.phase is not Phase.READY or cell.mailbox is not None:
+            return None
+        assert cell.state is not None, organization_id
+        now_ms = self.clock.now_ms()
+        if is_due(cell.state, now_ms) and not self._is_stopping:
+            self._handle(cell, Tick())
+            return self.view_nowait(organization_id, agent_id)
+        cell.touched_ms = now_ms
+        return view(cell.state, now_ms, agent_id)
+
+    async def view(self, organization_id: str, agent_id: str | None = None) -> QuotaView:
+        """Return the quota object, activating the organization if need be; errors as `ask`."""
+        while (seen := self.view_nowait(organization_id, agent_id)) is None:
+            await self._ask_by_mail(organization_id, Tick())
+        return seen
+
+    async def snapshot(self, organization_id: str) -> OrganizationSnapshot:
+        """Return profile, terms and quota as the actor knows them; errors as `ask`."""
+        quota = await self.view(organization_id)
+        state = self._cells[organization_id].state
+        assert state is not None, organization_id
+        return OrganizationSnapshot(
+            organization_id=organization_id,
+            profile=state.profile,
+            terms=state.terms,
+            quota=quota,
+            seq=state.seq,
+            running_tasks=len(state.running),
+        )
+
+    async def _recall(
+        self, organization_id: str, command: Command, outcome: Outcome
+    ) -> Command | Denied | None:
+        """Return the command with what the store says added, when the outcome asks for it."""
+        if isinstance(outcome, NeedsTask):
+            assert isinstance(command, StartTask | Heartbeat | FinishTask), command
+            try:
+                with trio.fail_after(self._policy.ask_timeout_ms / SECOND_MS):
+                    task = await self._store.recall_task(organization_id, outcome.task_id)
+            except trio.TooSlowError as error:
+                raise StoreUnavailableError("recall a task", "no answer in time") from error
+            except StoreUnavailableError:
+                refused = self._refusal_nowait(organization_id, command)
+                if refused is None:
+                    raise
+                return refused
+            return attrs.evolve(command, recalled=Recalled(task))
+        if isinstance(outcome, NeedsPeriod):
+            assert isinstance(command, Adjust), command
+            found = await self._store.recall_period(organization_id, outcome.label)
+            return attrs.evolve(command, recalled=RecalledPeriod(found))
+        return None
+
+    def _refusal_nowait(self, organization_id: str, command: Command) -> Denied | None:
+        """Enforcement does not wait for the store: a start that would be refused is refused."""
+        cell = self._cells.get(organization_id)
+        if not isinstance(command, StartTask) or cell is None or cell.state is None:
+            return None
+        reason = denial(cell.state, command.info.agent_id, self.clock.now_ms())
+        return None if reason is None else Denied(reason=reason)
+
+    async def _ask_by_mail(self, organization_id: str, command: Command) -> Answer:
+        self._admit()
+        cell = self._cells.get(organization_id)
+        now_ms = self.clock.now_ms()
+        if cell is None:
+            cell = self._cells[organization_id] = Cell(organization_id, touched_ms=now_ms)
+        if cell.phase is Phase.QUARANTINED:
+            if now_ms < cell.quarantined_until_ms:
+                retry_after_ms = cell.quarantined_until_ms - now_ms
+                raise QuarantinedError(
+                    f"organization/{organization_id}", retry_after_ms=retry_after_ms
+                )
+            cell.phase = Phase.LOADING  # one probe: the strikes are still counted
+        if cell.mailbox is None:
+            cell.mailbox = deque()
+        if len(cell.mailbox) >= self._policy.mailbox_max:
+            raise OverloadedError("the organization's mailbox")
+        letter = Letter(command, Reply())
+        cell.mailbox.append(letter)
+        cell.mailbox_peak = max(cell.mailbox_peak, len(cell.mailbox))
+        if cell.phase is Phase.LOADING:
+            self.activation.request(organization_id)
+        try:
+            with trio.fail_after(self._policy.ask_timeout_ms / SECOND_MS):
+                return await letter.reply.wait()
+        except trio.TooSlowError as error:
+            raise StoreUnavailableError("load the organization", "no answer in time") from error
+
+    def _admit(self) -> None:
+        if self._is_stopping:
+            raise ShuttingDownError("meterd is stopping")
+        if self.ledger.is_full:
+            raise OverloadedError("the journal of unwritten facts")
+
+    # --- deciding ---------------------------------------------------------------------------
+
+    def _handle(self, cell: Cell, command: Command) -> Answer:
+        """Decide a message to completion; a crash costs the cell a strike, not the process."""
+        result = attempt(self._decide_now, cell, command)
+        if isinstance(result, Crash):
+            self._strike(cell, command, result.error)
+            message = f"organization/{cell.organization_id} failed on {type(command).__name__}"
+            raise ActorCrashedError(message) from result.error
+        return result
+
+    def _decide_now(self, cell: Cell, command: Command) -> Answer:
+        state = cell.state
+        assert state is not None, cell.organization_id
+        now_ms = self.clock.now_ms()
+        cell.touched_ms = now_ms
+        cell.processed += 1
+        if is_due(state, now_ms):
+            self._commit(cell, state, self._decide(state, Tick(), now_ms))
+        decision = self._decide(state, command, now_ms)
+        self._commit(cell, state, decision)
+        wakeup_ms = next_wakeup_ms(state, now_ms)
+        if cell.timer_ms is None or wakeup_ms < cell.timer_ms:
+            cell.timer_ms = wakeup_ms
+            self.timers.set(cell.organization_id, wakeup_ms)
+        if cell.trace is not None:
+            cell.trace.append(f"{now_ms} {command!r} -> {decision.outcome!r}")
+        return Answer(decision.outcome, state.seq)
+
+    def _commit(self, cell: Cell, state: OrganizationState, decision: Decision) -> None:
+        """Make a decision part of the live state, then of the journal, then tell listeners."""
+        commit(state, decision)
+        if decision.facts is not None:
+            self.ledger.accept(cell.organization_id, decision.facts)
+        if decision.notices:
+            self.acknowledgements.announce(cell.organization_id, decision.notices)
+
+    def _wake(self, organization_id: str, at_ms: int) -> None:
+        """Let time pass for an organization whose timer has come."""
+        cell = self._cells.get(organization_id)
+        if cell is None or cell.timer_ms != at_ms:
+            return
+        cell.timer_ms = None
+        if cell.phase is Phase.READY and cell.mailbox is None and not self._is_stopping:
+            attempt(self._handle, cell, Tick())  # a crash has struck the cell already
+
+    # --- supervision ------------------------------------------------------------------------
+
+    def _strike(self, cell: Cell, command: Command, error: Exception) -> None:
+        """Forget the live state: what is stored plus the journal is the truth."""
+        now_ms = self.clock.now_ms()
+        policy = self._policy.strikes
+        self.crashes += 1
+        cell.state, cell.timer_ms = None, None
+        cell.restarts += 1
+        cell.last_error = f"{type(error).__name__}: {error} (on {type(command).__name__})"
+        strikes = recent(cell.strikes_ms, now_ms=now_ms, window_ms=policy.window_ms)
+        cell.strikes_ms = (*strikes, now_ms)
+        address = f"organization/{cell.organization_id}"
+        log.error("actor_crashed", address=address, strikes=len(cell.strikes_ms), exc_info=error)
+        letter = DeadLetter(
+            id=self._ids.new("dead"),
+            at_ms=now_ms,
+            address=address,
+            kind="message",
+            error=cell.last_error,
+        )
+        self.dead_letters.append(letter)
+        self.ledger.bury(letter)
+        if is_out(policy, cell.strikes_ms, now_ms):
+            self._quarantine(cell, now_ms)
+            return
+        cell.phase = Phase.LOADING
+        self.activation.request(cell.organization_id)
+
+    def _quarantine(self, cell: Cell, now_ms: int) -> None:
+        policy = self._policy.strikes
+        cell.phase = Phase.QUARANTINED
+        cell.quarantined_until_ms = now_ms + policy.quarantine_ms
+        address = f"organization/{cell.organization_id}"
+        log.error("actor_quarantined", address=address, last_error=cell.last_error)
+        for letter in cell.take_mailbox():
+            letter.reply.fail(QuarantinedError(address, retry_after_ms=policy.quarantine_ms))
+
+    def release(self, organization_id: str) -> bool:
+        """Forgive a quarantined organization at once; False when it is not in memory."""
+        cell = self._cells.get(organization_id)
+        if cell is None:
+            return False
+        if cell.phase is Phase.QUARANTINED:
+            cell.strikes_ms, cell.phase, cell.state = (), Phase.LOADING, None
+            self.activation.request(organization_id)
+        return True
+
+    # --- activation and passivation -----------------------------------------------------------
+
+    async def activate_at_work(self) -> None:
+        """Load every organization with running tasks: their timers must run from the start."""
+        self._serving_since_ms = self.clock.now_ms()
+        for organization_id in await self._store.organizations_at_work():
+            if organization_id not in self._cells:
+                self._cells[organization_id] = Cell(
+                    organization_id, touched_ms=self._serving_since_ms
+                )
+                self.activation.request(organization_id)
+        await self.activation.settled()
+
+    def _loaded(self, organization_id: str, stored: StoredOrganization | None) -> None:
+        cell = self._cells.get(organization_id)
+        if cell is None or cell.phase not in (Phase.LOADING, Phase.BACKING_OFF):
+            return
+        if stored is None:
+            del self._cells[organization_id]
+            for letter in cell.take_mailbox():
+                letter.reply.fail(OrganizationUnknownError(organization_id))
+            return
+        restored = attempt(self._restore, stored)
+        if isinstance(restored, Crash):
+            self._strike(cell, Tick(), restored.error)
+            return
+        cell.state, cell.phase, cell.load_tries = restored, Phase.READY, 0
+        self._work_off(cell)
+
+    def _restore(self, stored: StoredOrganization) -> OrganizationState:
+        organization_id = stored.organization_id
+        return restore(
+            stored,
+            self.ledger.pending(organization_id),
+            rules=self.rules,
+            serving_since_ms=self._serving_since_ms,
+            now_ms=self.clock.now_ms(),
+            last_seq=self.ledger.last_seq(organization_id),
+        )
+
+    def _work_off(self, cell: Cell) -> None:
+        """Decide what waited, oldest first; newcomers cannot overtake: there is no await here."""
+        state = cell.state
+        assert state is not None, cell.organization_id
+        terms = state.terms
+        limits = resolve(self.rules.catalogue, terms.plan, terms.contract, trialing=terms.trialing)
+        first: Command = Tick()
+        if limits != terms.limits:
+            audited = Audited(actor="meterd", reason=CATALOGUE_CHANGED)
+            first = ChangeOrganization(audited=audited)
+        attempt(self._handle, cell, first)
+        while cell.phase is Phase.READY and cell.mailbox:
+            letter = cell.mailbox.popleft()
+            if letter.reply.is_abandoned:
+                continue
+            result = attempt(self._handle, cell, letter.command)
+            if isinstance(result, Crash):
+                letter.reply.fail(result.error)
+            else:
+                letter.reply.set(result)
+        if cell.phase is Phase.READY:
+            cell.mailbox = None
+
+    def _back_off(self, organization_ids: Sequence[str], error: Exception) -> None:
+        for organization_id in organization_ids:
+            cell = self._cells.get(organization_id)
+            if cell is not None and cell.phase in (Phase.LOADING, Phase.BACKING_OFF):
+                cell.phase = Phase.BACKING_OFF
+                cell.load_tries += 1
+                cell.last_error = str(error)
+
+    async def run_janitor(self) -> None:
+        """Let idle organizations leave memory, and ended tasks with them, for ever."""
+        while True:
+            await trio.sleep(self._policy.passivate_after_ms / 4 / SECOND_MS)
+            await self.tidy()
+
+    async def tidy(self) -> None:
+        """Drop what nobody has used for a while; pauses between cells, never within one."""
+        for count, cell in enumerate(list(self._cells.values())):
+            if count % 1_000 == 0:
+                await trio.lowlevel.checkpoint()
+            now_ms = self.clock.now_ms()
+            if cell.phase is not Phase.READY or cell.state is None:
+                continue
+            durable_seq = self.ledger.durable_seq(cell.organization_id)
+            forget_ended(cell.state, now_ms=now_ms, durable_seq=durable_seq)
+            is_old = cell.touched_ms + self._policy.passivate_after_ms <= now_ms
+            if is_old and cell.is_idle and cell.state.seq <= durable_seq:
+                del self._cells[cell.organization_id]
+                self.ledger.forget(cell.organization_id)
+                self.passivated += 1
+
+    def cells(self) -> Iterator[Cell]:
+        """Yield every organization in memory, for inspection only."""
+        yield from self._cells.values()
+
+    def cell(self, organization_id: str) -> Cell | None:
+        """Return one organization's cell, for inspection only."""
+        return self._cells.get(organization_id)
+
+    # --- durability -------------------------------------------------------------------------
+
+    async def durable(self, organization_id: str, seq: int) -> None:
+        """Return when everything up to `seq` is committed; see `Acknowledgements.durable`."""
+        await self.acknowledgements.durable(organization_id, seq)
+
+    def is_durable(self, organization_id: str, seq: int) -> bool:
+        """Tell whether `seq` may be acknowledged now; see `Acknowledgements.is_durable`."""
+        return self.acknowledgements.is_durable(organization_id, seq)
+
+    def durable_seq(self, organization_id: str) -> int:
+        """Return the highest fact that is committed: no fact up to it is waiting."""
+        return self.ledger.durable_seq(organization_id)
+
+    def listen(self, organization_id: str, listener: Listener) -> Callable[[], None]:
+        """Tell a listener what happens to an organization; call the result to stop."""
+        return self.acknowledgements.listen(organization_id, listener)
+
+    def _rejected(self, organization_id: str, error: Exception) -> None:
+        """Start an organization again from what the store has: its facts were refused."""
+        cell = self._cells.get(organization_id)
+        if cell is not None and cell.phase is Phase.READY:
+            self._strike(cell, Tick(), error)
+
+    # --- stopping ---------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Refuse new messages; what is accepted is still flushed."""
+        self._is_stopping = True
+        for cell in self._cells.values():
+            for letter in cell.take_mailbox():
+                letter.reply.fail(ShuttingDownError("meterd is stopping"))
