@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ MIGRATE_S = 3_600.0
 """Seconds a migration may take; building an index on a large ledger takes many minutes."""
 
 VERSION_TABLE = "alembic_version"
+
+# It tells how it writes text ("non-transactional DDL"), which is not how the text is run.
+logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
 
 
 @attrs.frozen(kw_only=True)

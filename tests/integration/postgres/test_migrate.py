@@ -1,0 +1,224 @@
+# ruff: noqa: ASYNC110  another process's state has no event: it is asked, with a deadline
+from __future__ import annotations
+
+from pathlib import Path
+
+import asyncpg
+import pytest
+import trio
+
+from meterd.adapters.asyncio_thread import AsyncioThread
+from meterd.adapters.postgres.migrate import LOCK_KEY, Migrations
+from meterd.adapters.postgres.pool import PostgresPools
+from meterd.errors import StoreRejectedError, StoreUnavailableError
+
+
+ROW = "INSERT INTO probe VALUES (1); "
+SLOW = "SELECT pg_sleep(60); "
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Path:
+    """Give a script directory with two small revisions; the second takes a minute."""
+    versions = tmp_path / "versions"
+    versions.mkdir()
+    write_revision(versions, "0001", None, "CREATE TABLE probe (n integer); " + ROW)
+    write_revision(versions, "0002", "0001", ROW + SLOW + ROW)
+    return tmp_path
+
+
+def write_revision(versions: Path, revision: str, down: str | None, sql: str) -> None:
+    """Write a revision and its SQL as they lie in the package."""
+    (versions / f"{revision}.sql").write_text(sql)
+    (versions / f"{revision}.py").write_text(
+        f'"""Revision {revision}."""\n'
+        "from meterd.adapters.postgres.migrations.sql import run_sql_beside\n"
+        f"revision = {revision!r}\ndown_revision = {down!r}\n"
+        "def upgrade():\n    run_sql_beside(__file__)\n"
+    )
+
+
+async def fetch(url: str, query: str, *arguments: object) -> list[tuple[object, ...]]:
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        return [tuple(row.values()) for row in await connection.fetch(query, *arguments)]
+    finally:
+        await connection.close(timeout=10)
+
+
+async def wait_for_row(portal: AsyncioThread, url: str, query: str) -> list[tuple[object, ...]]:
+    """Return the rows of the query as soon as there are any."""
+    with trio.fail_after(30):
+        while not (rows := await portal.run(fetch, url, query)):
+            await trio.sleep(0.02)
+    return rows
+
+
+async def test_an_empty_database_is_brought_to_the_newest_revision(
+    portal: AsyncioThread, empty_database_url: str
+) -> None:
+    """What `meterd serve` does at its first start; the second time there is nothing to do."""
+    migrations = Migrations(portal, empty_database_url)
+    said: list[str] = []
+    before = await migrations.current()
+    pending = [revision.id for revision in await migrations.pending()]
+
+    done = await migrations.upgrade(said.append)
+    again = await migrations.upgrade(said.append)
+
+    assert before is None
+    assert done == tuple(pending)
+    assert again == ()
+    assert await migrations.current() == pending[-1]
+    assert await migrations.pending() == ()
+    assert len(said) == len(done)
+
+
+async def test_the_tables_of_the_contract_are_there(pools: PostgresPools) -> None:
+    """Applications read these two tables; their columns and types are promised."""
+
+    async def columns(connection: asyncpg.Connection, table: str) -> set[str]:
+        rows = await connection.fetch(
+            "SELECT column_name FROM information_schema.columns WHERE table_name = $1", table
+        )
+        return {row["column_name"] for row in rows}
+
+    records = await pools.read("look", lambda connection: columns(connection, "usage_records"))
+    usage = await pools.read("look", lambda connection: columns(connection, "subscription_usage"))
+
+    assert records >= {
+        *("id", "organization_id", "user_id", "resource_type", "quantity", "unit_cost"),
+        *("total_cost", "metadata", "timestamp", "billing_period"),
+    }
+    assert usage >= {
+        *("id", "organization_id", "billing_period", "plan_tier", "agent_minutes_used"),
+        *("agent_minutes_limit", "api_calls_used", "total_cost_usd", "overage_charges_usd"),
+        "last_updated",
+    }
+
+
+async def test_a_ledger_row_cannot_be_changed_or_deleted(pools: PostgresPools) -> None:
+    """The database itself refuses, whoever is connected."""
+
+    async def update(connection: asyncpg.Connection) -> None:
+        await connection.execute("UPDATE usage_records SET quantity = 0")
+
+    async def truncate(connection: asyncpg.Connection) -> None:
+        await connection.execute("TRUNCATE usage_records CASCADE")
+
+    for tamper in (update, truncate):
+        with pytest.raises(StoreRejectedError, match="append-only"):
+            await pools.write("tamper", tamper)
+
+
+async def test_processes_that_start_together_migrate_once(
+    portal: AsyncioThread, empty_database_url: str
+) -> None:
+    """Two meterd on one database: nobody fails and nothing is run twice."""
+    done: list[str] = []
+
+    async def migrate() -> None:
+        done.extend(await Migrations(portal, empty_database_url).upgrade())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(migrate)
+
+    assert done == sorted(set(done))
+    assert done
+
+
+async def test_a_migration_killed_in_the_middle_has_not_happened_and_can_be_run_again(
+    portal: AsyncioThread, empty_database_url: str, scripts: Path
+) -> None:
+    """Kill -9, a reboot, an operator's pg_terminate_backend: the same for the database."""
+    migrations = Migrations(portal, empty_database_url, scripts)
+    failures: list[StoreUnavailableError] = []
+
+    async def migrate_and_fail() -> None:
+        try:
+            await migrations.upgrade()
+        except StoreUnavailableError as error:
+            failures.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(migrate_and_fail)
+        await wait_for_row(
+            portal,
+            empty_database_url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE wait_event = 'PgSleep' AND application_name = 'meterd migrate'"
+            " AND datname = current_database()",
+        )
+
+    assert [failure.action for failure in failures] == ["migrate the database to 0002"]
+    assert await migrations.current() == "0001"
+    assert await portal.run(fetch, empty_database_url, "SELECT n FROM probe") == [(1,)]
+
+    (scripts / "versions" / "0002.sql").write_text(ROW + ROW)
+    assert await migrations.upgrade() == ("0002",)
+    assert await portal.run(fetch, empty_database_url, "SELECT n FROM probe") == [(1,)] * 3
+
+
+async def test_a_cancelled_migration_lets_go_of_its_lock(
+    portal: AsyncioThread, empty_database_url: str, scripts: Path
+) -> None:
+    """Whoever stops a slow start must be able to start again."""
+    migrations = Migrations(portal, empty_database_url, scripts)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(migrations.upgrade)
+        await wait_for_row(
+            portal,
+            empty_database_url,
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+            " AND datname = current_database()",
+        )
+        nursery.cancel_scope.cancel()
+
+    with trio.fail_after(30):
+        while await portal.run(
+            fetch,
+            empty_database_url,
+            "SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
+            " WHERE locktype = 'advisory' AND d.datname = current_database()"
+            " AND (l.classid::bigint << 32 | l.objid::bigint) = $1",
+            LOCK_KEY,
+        ):
+            await trio.sleep(0.02)
+    assert await migrations.current() == "0001"
+
+
+async def test_a_revision_that_postgres_refuses_leaves_the_revisions_before_it(
+    portal: AsyncioThread, empty_database_url: str, scripts: Path
+) -> None:
+    """Each revision is a transaction of its own."""
+    (scripts / "versions" / "0002.sql").write_text(ROW + "SELECT no_such_column")
+    migrations = Migrations(portal, empty_database_url, scripts)
+
+    with pytest.raises(StoreRejectedError, match="no_such_column"):
+        await migrations.upgrade()
+
+    assert await migrations.current() == "0001"
+    assert await portal.run(fetch, empty_database_url, "SELECT n FROM probe") == [(1,)]
+
+
+async def test_a_database_of_a_newer_meterd_is_refused_in_a_clear_sentence(
+    portal: AsyncioThread, empty_database_url: str, scripts: Path
+) -> None:
+    """An old binary on a new schema would write wrong rows."""
+    (scripts / "versions" / "0002.sql").write_text(ROW)
+    await Migrations(portal, empty_database_url, scripts).upgrade()
+    (scripts / "versions" / "0002.py").unlink()
+
+    with pytest.raises(StoreRejectedError, match="written by a newer meterd") as caught:
+        await Migrations(portal, empty_database_url, scripts).upgrade()
+
+    assert "0002" in str(caught.value)
+    assert "up to 0001" in str(caught.value)
+
+
+async def test_a_server_that_is_away_is_an_outage(portal: AsyncioThread) -> None:
+    """Migrating waits for the same retry as everything else."""
+    with pytest.raises(StoreUnavailableError):
+        await Migrations(portal, "postgresql://meterd@127.0.0.1:1/meterd").current()
