@@ -20,15 +20,14 @@ CLOCKS = {
     "datetime.utcnow",
     "datetime.today",
     "date.today",
-    "datetime.datetime.now",
-    "datetime.datetime.utcnow",
-    "datetime.date.today",
     "time.time",
     "time.time_ns",
     "time.localtime",
     "time.gmtime",
     "time.ctime",
 }
+"""The last two parts of a call, so that `dt.datetime.now()` is found too."""
+
 CLOCK_READERS = (
     "meterd/adapters/clock.py",
     "meterd/testing/fake_stripe/clock.py",  # Stripe's own clock, which is not ours
@@ -90,7 +89,15 @@ def test_only_the_clock_adapter_reads_the_wall_clock() -> None:
         for source in sources("meterd")
         if not source.is_in(*CLOCK_READERS)
         for node, name in called(source.tree)
-        if name in CLOCKS
+        if ".".join(name.split(".")[-2:]) in CLOCKS
+    ]
+    read += [
+        source.place(node)
+        for source in sources("meterd")
+        if not source.is_in(*CLOCK_READERS)
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.ImportFrom)
+        and any(f"{node.module}.{alias.name}" in CLOCKS for alias in node.names)
     ]
 
     assert read == []
