@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def exit_code_of(error: BaseException) -> ExitCode | None:
     """Return the exit code for an error that was meant, or None: the traceback must be seen."""
     leaves = list(_leaves(error))
-    if any(not isinstance(leaf, MeterdError) for leaf in leaves):
+    if any(not isinstance(leaf, MeterdError | KeyboardInterrupt) for leaf in leaves):
         return None
     if any(isinstance(leaf, OwnedElsewhereError) for leaf in leaves):
         return ExitCode.OWNED_ELSEWHERE

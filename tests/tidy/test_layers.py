@@ -59,6 +59,20 @@ CATCH_ALLS = (
     "meterd/client/threads.py",  # what its loop raised reaches the thread that waits for it
 )
 
+TASK_STARTERS = (
+    "meterd/actors/",
+    "meterd/system.py",
+    # One task per connection, and what a stream needs while its connection lasts.
+    "meterd/web/front_door.py",
+    "meterd/web/front/",
+    "meterd/web/agent_stream.py",
+    "meterd/web/usage_stream.py",
+    # Programs of their own.
+    "meterd/client/",
+    "meterd/testing/",
+    "meterd/cli/",
+)
+
 CORE_MAY_IMPORT = {
     "__future__",
     "abc",
@@ -159,6 +173,19 @@ def test_only_the_supervisor_and_two_edges_catch_everything() -> None:
                 caught.append(source.place(node))
 
     assert caught == []
+
+
+def test_only_actors_and_connections_start_tasks() -> None:
+    """A task that nobody supervises dies unseen, or takes the whole process with it."""
+    started = [
+        source.place(node)
+        for source in sources("meterd")
+        if not source.is_in(*TASK_STARTERS)
+        for node, name in called(source.tree)
+        if name.endswith((".start_soon", "open_nursery", ".spawn_system_task"))
+    ]
+
+    assert started == []
 
 
 def test_the_core_imports_only_what_is_listed() -> None:

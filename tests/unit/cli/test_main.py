@@ -55,6 +55,7 @@ def run(*arguments: str) -> int:
         (ExceptionGroup("g", [ExceptionGroup("g", [errors.OwnedElsewhereError("no")])]), 3),
         (ExceptionGroup("g", [errors.StoreUnavailableError("a"), errors.ConfigError("b")]), 2),
         (ExceptionGroup("g", [errors.ConfigError("a"), ZeroDivisionError()]), None),
+        (BaseExceptionGroup("g", [KeyboardInterrupt()]), ExitCode.FAILED),
         (AssertionError(), None),
     ],
 )
