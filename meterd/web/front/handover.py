@@ -23,13 +23,13 @@ import h11
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.events import Closed, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext
-from hypercorn.typing import ConnectionState, LifespanState
+from hypercorn.typing import ASGIFramework, ConnectionState, LifespanState
 
 from meterd.web.front.addresses import TrustedProxies
 from meterd.web.front.connection import GONE, Connection
@@ -43,7 +43,9 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+_PlainApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+AsgiApp = ASGIFramework
+"""What a front door serves: any ASGI application, a QuartTrio one for instance."""
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 
@@ -166,6 +168,12 @@ class _Server(TCPServer):
         )
         self._http = server
         self._connection = connection
+        self._is_over = False
+
+    async def protocol_send(self, event: Event) -> None:
+        """Do what the protocol says; once reading is over, no idle timer may start again."""
+        if not (self._is_over and isinstance(event, Updated)):
+            await super().protocol_send(event)
 
     async def run(self) -> None:
         connection = self._connection
@@ -187,6 +195,9 @@ class _Server(TCPServer):
                 self.protocol = cast("Any", http11)
                 await self.idle_task.restart(task_group, self._idle_timeout)
                 await self._read_requests(http11)
+                # Hypercorn leaves the timer running, and the connection open until it fires.
+                self._is_over = True
+                await self.idle_task.stop()
         finally:
             await self._close()
 
@@ -230,7 +241,7 @@ class _Edge:
     """What the application sees instead of Hypercorn: client addresses, shielded sends, drain."""
 
     def __init__(self, app: AsgiApp, proxies: TrustedProxies) -> None:
-        self._app = app
+        self._app = cast("_PlainApp", app)
         self._proxies = proxies
         self._is_draining = False
         self._waiting: set[trio.CancelScope] = set()

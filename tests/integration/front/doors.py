@@ -28,7 +28,7 @@ class Seen:
 
 
 def make_app(seen: Seen) -> QuartTrio:
-    """An application with one route of each kind."""
+    """Return an application with one route of each kind."""
     app = QuartTrio("door_app")
     app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024
 
@@ -47,7 +47,8 @@ def make_app(seen: Seen) -> QuartTrio:
 
     @app.post("/echo")
     async def echo() -> bytes:
-        body = bytes(await request.get_data())
+        body = await request.get_data(as_text=False)
+        assert isinstance(body, bytes)
         seen.bodies.append(body)
         return body
 

@@ -64,8 +64,10 @@ async def test_a_frame_sent_before_the_upgrade_is_answered_costs_only_its_connec
     [
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"505"),
         (
-            b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n"
-            b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            (
+                b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n"
+                b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+            ),
             b"400",
         ),
         (
@@ -107,8 +109,10 @@ async def test_a_malformed_request_gets_a_short_answer_and_a_close(
 @pytest.mark.parametrize(
     "second",
     [
-        b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n"
-        b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        (
+            b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n"
+            b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+        ),
         b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ncontent-length: 4\r\n\r\nabcd",
         b"GET /hello HTTP/1.1\nhost: a\n\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
