@@ -139,7 +139,7 @@ async def open_postgres_pools(
 ) -> AsyncIterator[PostgresPools]:
     """Give pools that connect when used, and close them when the block is left.
 
-    Errors: StoreRejectedError when the URL makes no sense. A server that is away shows on use.
+    A server that is away, or a URL that makes no sense, shows when they are used.
     """
     pools: dict[Lane, asyncpg.Pool[asyncpg.Record]] = {}
     try:
@@ -177,15 +177,14 @@ async def open_dedicated_connection(
 async def _make_pool(
     dsn: str, lane: Lane, size: int, limit_s: float
 ) -> asyncpg.Pool[asyncpg.Record]:
-    with translated("read the database URL"):
-        return await asyncpg.create_pool(
-            dsn,
-            min_size=0,
-            max_size=size,
-            timeout=CONNECT_S,
-            reset=_keep_session,
-            server_settings=_session_settings(lane.value, limit_s),
-        )
+    return await asyncpg.create_pool(
+        dsn,
+        min_size=0,
+        max_size=size,
+        timeout=CONNECT_S,
+        reset=_keep_session,
+        server_settings=_session_settings(lane.value, limit_s),
+    )
 
 
 async def _connect(dsn: str, name: str) -> asyncpg.Connection[asyncpg.Record]:
