@@ -1,0 +1,1 @@
+"""Test doubles that ship with meterd: what it talks to, small enough to run anywhere."""

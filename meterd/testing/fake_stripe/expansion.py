@@ -1,0 +1,70 @@
+"""`expand`: references replaced by the objects they name.
+
+Source: https://docs.stripe.com/api/expanding_objects (at most four levels deep).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from meterd.testing.fake_stripe import shapes, standing
+from meterd.testing.fake_stripe.errors import Json, StripeRefusedError
+from meterd.testing.fake_stripe.world import World
+
+
+DEPTH_MAX = 4
+
+
+def expanded(world: World, answer: Json, paths: list[str]) -> Json:
+    """Return a copy of the answer with every path expanded."""
+    copied = copy.deepcopy(answer)
+    for path in paths:
+        steps = path.split(".")
+        if len([step for step in steps if step != "data"]) > DEPTH_MAX:
+            raise StripeRefusedError(
+                f"You cannot expand more than {DEPTH_MAX} levels of a property.", param="expand"
+            )
+        _expand(world, copied, steps, path)
+    return copied
+
+
+def _expand(world: World, node: Any, steps: list[str], path: str) -> None:
+    if isinstance(node, list):
+        for each in node:
+            _expand(world, each, steps, path)
+        return
+    if not steps or not isinstance(node, dict):
+        return
+    name, *rest = steps
+    if name not in node:
+        included = _included(world, node, name)
+        if included is None:
+            raise StripeRefusedError(
+                f"This property cannot be expanded ({path}).", param="expand", is_validation=True
+            )
+        node[name] = included
+    node[name] = _resolved(world, node[name])
+    _expand(world, node[name], rest, path)
+
+
+def _resolved(world: World, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_resolved(world, each) for each in value]
+    if isinstance(value, str):
+        found = world.find(value)
+        return copy.deepcopy(found) if found is not None else value
+    return value
+
+
+def _included(world: World, node: Json, name: str) -> Json | None:
+    """Properties that are only sent when asked for."""
+    if node.get("object") == "customer" and name == "subscriptions":
+        living = [
+            subscription
+            for subscription in world.newest_first("subscription")
+            if subscription["customer"] == node["id"]
+            and subscription["status"] not in standing.ENDED
+        ]
+        return shapes.list_of(f"/v1/customers/{node['id']}/subscriptions", copy.deepcopy(living))
+    return None
