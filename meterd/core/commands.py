@@ -153,7 +153,7 @@ class TaskClosed:
     """The task was lost more than 24 hours ago and takes no more reports."""
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # made per heartbeat, see Task
 class Beat:
     """A report was taken; positional, because one is made per frame."""
 
@@ -263,7 +263,7 @@ class ProfileChanged:
 Notice = QuotaChanged | ThresholdReached | StopTasks | TaskLost | TermsChanged | ProfileChanged
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # made per heartbeat, see Task
 class Decision:
     """The result of one decision: what to answer, what to remember, whom to tell."""
 

@@ -45,10 +45,11 @@ from meterd.core.commands import (
     TermsChanged,
     Tick,
 )
+from meterd.core.heartbeat import decide_at_once
 from meterd.core.ids import fact_id
 from meterd.core.metering import Draft
 from meterd.core.organization import AuditEntry, OrganizationState, Profile, apply
-from meterd.core.period import Period, calendar_period
+from meterd.core.period import Period, label_for, next_month_start_ms
 from meterd.core.plan import UNSET, Terms, contract_fields, resolve
 from meterd.core.quota import DenialReason, denial, running_denial, slot_denial
 from meterd.core.task import (
@@ -63,6 +64,7 @@ from meterd.core.task import (
     TaskState,
     accepted_elapsed_ms,
     is_same_start,
+    plausible_elapsed_ms,
 )
 
 
@@ -111,8 +113,13 @@ def _open_next_period(draft: Draft) -> None:
     ended = attrs.evolve(draft.period, closed=True, terms_seq=draft.terms.seq)
     draft.closed[ended.start_ms] = ended
     taken = {period.label for period in (*draft.state.closed_periods, *draft.closed.values())}
-    draft.period = calendar_period(ended.end_ms, terms_seq=draft.terms.seq, taken=taken)
-    start_ms = draft.period.start_ms
+    start_ms = ended.end_ms
+    draft.period = Period(
+        start_ms=start_ms,
+        end_ms=next_month_start_ms(start_ms),
+        label=label_for(start_ms, taken),
+        terms_seq=draft.terms.seq,
+    )
     for task in list(draft.running()):  # projected use of the new period counts from its start
         if task.burning_from_ms < start_ms:
             draft.put(attrs.evolve(task, burning_from_ms=start_ms))
@@ -199,7 +206,13 @@ def _new_task(info: TaskInfo, now_ms: int, seq: int) -> Task:
 
 
 def _heartbeat(state: OrganizationState, command: Heartbeat, now_ms: int) -> Decision:
-    known = _known(state, command.task_id, command.recalled)
+    known = state.running.get(command.task_id)
+    if known is not None:
+        decision = decide_at_once(state, known, command.elapsed_ms, now_ms)
+        if decision is not None:
+            return decision
+    else:
+        known = _known(state, command.task_id, command.recalled)
     if known is None:
         return Decision(_absent(command.task_id, command.recalled))
     if known.state is TaskState.FINISHED:
@@ -208,20 +221,11 @@ def _heartbeat(state: OrganizationState, command: Heartbeat, now_ms: int) -> Dec
         return Decision(TaskClosed())
     draft = Draft(state, now_ms)
     clamped = _take_report(draft, known, command.elapsed_ms)
-    stop = running_denial(state, now_ms)
+    stop = draft.stop_reason()  # after the report: it may stop the task, or show there is room
     if known.state is TaskState.LOST:
         draft.record(command.task_id)
         stop = stop or _resume(draft, command.task_id)
-    task = draft.task(command.task_id)
-    return draft.conclude(Beat(task, stop or _over_limit_after(draft), clamped))
-
-
-def _over_limit_after(draft: Draft) -> DenialReason | None:
-    """Return the reason to stop that this very report has brought about."""
-    hard_ms = draft.terms.limits.hard_limit_ms
-    if hard_ms is not None and draft.projected_ms() >= hard_ms:
-        return DenialReason.PLAN_LIMIT_REACHED
-    return None
+    return draft.conclude(Beat(draft.task(command.task_id), stop, clamped))
 
 
 def _absent(task_id: str, recalled: Recalled | None) -> NeedsTask | TaskUnknown:
@@ -238,7 +242,7 @@ def _take_report(draft: Draft, task: Task, claimed_ms: int) -> bool:
     rules, now_ms = draft.state.rules, draft.now_ms
     plausible_ms = accepted_elapsed_ms(task, claimed_ms, now_ms)
     clamped = claimed_ms > plausible_ms and rules.plausibility is Plausibility.ENFORCE
-    if claimed_ms > plausible_ms and rules.plausibility is Plausibility.REPORT:
+    if claimed_ms > plausible_ms and _is_first_implausible(task, rules.plausibility):
         detail = {
             "task_id": task.info.task_id,
             "claimed_ms": claimed_ms,
@@ -281,10 +285,16 @@ def _take_report(draft: Draft, task: Task, claimed_ms: int) -> bool:
     return clamped
 
 
+def _is_first_implausible(task: Task, plausibility: Plausibility) -> bool:
+    """Tell whether to report a claim: when a task begins to run ahead, not at every heartbeat."""
+    was_plausible = task.elapsed_ms <= plausible_elapsed_ms(task.info, task.reported_at_ms)
+    return plausibility is Plausibility.REPORT and was_plausible
+
+
 def _resume(draft: Draft, task_id: str) -> DenialReason | None:
     """Let a lost task run again if a slot is free; return why not otherwise."""
     task = draft.task(task_id)
-    reason = slot_denial(draft.state, task.info.agent_id) or _over_limit_after(draft)
+    reason = slot_denial(draft.state, task.info.agent_id)
     if reason is None:
         draft.put(attrs.evolve(task, state=TaskState.RUNNING, ended_at_ms=None))
     return reason

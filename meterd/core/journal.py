@@ -23,7 +23,7 @@ from meterd.core.organization import (
 )
 from meterd.core.period import Period
 from meterd.core.plan import Terms
-from meterd.core.task import Task, TaskState
+from meterd.core.task import Task
 from meterd.core.usage import UsageRow
 
 
@@ -116,16 +116,13 @@ def restore(
         serving_since_ms=serving_since_ms,
         seq=stored.seq,
     )
-    oldest_burning_ms = serving_since_ms - rules.task_timeout_ms
     for task in sorted(stored.tasks, key=lambda task: task.reported_at_ms):
-        burning_from_ms = max(task.reported_at_ms, oldest_burning_ms, stored.period.start_ms)
-        if task.state is TaskState.RUNNING:
-            burning_from_ms = min(burning_from_ms, now_ms)
+        burning_from_ms = max(task.reported_at_ms, stored.period.start_ms)
         put_task(
             state,
             attrs.evolve(
                 task,
-                burning_from_ms=burning_from_ms,
+                burning_from_ms=min(burning_from_ms, now_ms),
                 pace_from_ms=now_ms,
                 pace_elapsed_ms=task.elapsed_ms,
             ),

@@ -35,7 +35,7 @@ from meterd.core.organization import (
 )
 from meterd.core.period import Period
 from meterd.core.plan import Terms
-from meterd.core.quota import DenialReason, threshold_lines, usage_state
+from meterd.core.quota import DenialReason, projected_ms, threshold_lines, usage_state
 from meterd.core.task import Task, TaskState
 from meterd.core.units import DAY_MS, day_start_ms
 from meterd.core.usage import Origin, Source, UsageRow, book_agent_time
@@ -173,24 +173,24 @@ class Draft:
         from_ms = start_ms
         while from_ms < end_ms:
             until_ms = min(end_ms, day_start_ms(from_ms) + DAY_MS)
-            period = self.closed.get(period.start_ms, period)
-            hard_ms = terms.limits.hard_limit_ms
+            if terms.limits.hard_limit_ms is not None:
+                until_ms = min(until_ms, from_ms + terms.limits.hard_limit_ms - period.used_ms)
+            if until_ms <= from_ms:
+                return
+            if period.used_ms < terms.limits.included_ms:  # a row ends where its price does
+                until_ms = min(until_ms, from_ms + terms.limits.included_ms - period.used_ms)
             step_ms = until_ms - from_ms
-            if hard_ms is not None:
-                step_ms = min(step_ms, max(0, hard_ms - period.used_ms))
-            if step_ms:
-                task = self.task(task_id)
-                used = attrs.evolve(period, used_ms=period.used_ms + step_ms)
-                origin = self._origin(task, from_ms + step_ms)
-                booked = self._book(used, terms, step_ms, origin)
-                self.closed[period.start_ms] = booked
-                self.put(
-                    attrs.evolve(
-                        task,
-                        metered_ms=task.metered_ms + step_ms,
-                        recorded_ms=task.recorded_ms + step_ms,
-                    )
+            task = self.task(task_id)
+            used = attrs.evolve(period, used_ms=period.used_ms + step_ms)
+            period = self._book(used, terms, step_ms, self._origin(task, until_ms))
+            self.closed[period.start_ms] = period
+            self.put(
+                attrs.evolve(
+                    task,
+                    metered_ms=task.metered_ms + step_ms,
+                    recorded_ms=task.recorded_ms + step_ms,
                 )
+            )
             from_ms = until_ms
 
     # --- counters into rows -----------------------------------------------------------------
@@ -219,7 +219,7 @@ class Draft:
             organization_id=self.state.organization_id,
             seq=self.seq,
             source=Source.ADJUSTMENT,
-            at_ms=min(self.now_ms, period.end_ms) - 1,
+            at_ms=max(period.start_ms, min(self.now_ms, period.end_ms) - 1),
             metadata_json=metadata_json,
         )
         used = attrs.evolve(period, used_ms=period.used_ms + agent_ms)
@@ -245,7 +245,7 @@ class Draft:
     def _book(self, period: Period, terms: Terms, duration_ms: int, origin: Origin) -> Period:
         booked, rows = book_agent_time(period, terms, duration_ms, origin, ordinal=len(self.rows))
         hard_ms = terms.limits.hard_limit_ms
-        assert duration_ms < 0 or hard_ms is None or booked.recorded_ms <= hard_ms, booked
+        assert duration_ms <= 0 or hard_ms is None or booked.recorded_ms <= hard_ms, booked
         self.rows.extend(rows)
         return booked
 
@@ -272,14 +272,24 @@ class Draft:
     def projected_ms(self) -> int:
         """Return the open period's projected use as this draft leaves it."""
         state, now_ms = self.state, self.now_ms
-        burning_ms = len(state.running) * now_ms - state.burning_from_sum_ms
+        timeout_ms = state.rules.task_timeout_ms
+        projected = projected_ms(state, now_ms) - state.period.used_ms + self.period.used_ms
         for task_id, task in self.tasks.items():
             known = state.running.get(task_id)
             if known is not None:
-                burning_ms -= now_ms - known.burning_from_ms
+                projected -= min(now_ms - known.burning_from_ms, timeout_ms)
             if task.state is TaskState.RUNNING:
-                burning_ms += now_ms - task.burning_from_ms
-        return self.period.used_ms + burning_ms
+                projected += min(now_ms - task.burning_from_ms, timeout_ms)
+        return projected
+
+    def stop_reason(self) -> DenialReason | None:
+        """Return why running tasks must stop after this change, or None if they may go on."""
+        if self.profile.holds:
+            return DenialReason.SUSPENDED
+        hard_ms = self.terms.limits.hard_limit_ms
+        if hard_ms is not None and self.projected_ms() >= hard_ms:
+            return DenialReason.PLAN_LIMIT_REACHED
+        return None
 
     def _announce(self) -> None:
         state, limits, projected = self.state, self.terms.limits, self.projected_ms()
@@ -305,13 +315,13 @@ class Draft:
 
     def rearm(self) -> None:
         """Let thresholds that are no longer reached be announced again (new terms)."""
-        used_ms = self.period.used_ms
-        lines = dict(threshold_lines(self.terms.limits))
-        still = frozenset(
+        projected = self.projected_ms()
+        reached = {
             percent
-            for percent in self.period.notified_percents
-            if percent in lines and used_ms >= lines[percent]
-        )
+            for percent, line_ms in threshold_lines(self.terms.limits)
+            if projected >= line_ms
+        }
+        still = self.period.notified_percents & reached
         self.period = attrs.evolve(self.period, notified_percents=still)
 
     def _facts(self) -> Facts | None:

