@@ -127,6 +127,7 @@ class Outbox:
         "_bytes_max",
         "_close",
         "_ended",
+        "_is_held",
         "_items",
         "_items_max",
         "_queued_bytes",
@@ -146,6 +147,7 @@ class Outbox:
         self._queued_bytes = 0
         self._close: StreamClose | None = None
         self._ended = False
+        self._is_held = False
         self._wakeup: trio.Event | None = None
         self.peak_bytes = 0
         self.superseded = 0
@@ -190,7 +192,8 @@ class Outbox:
         self._items[slot] = payload
         self._queued_bytes = queued_bytes
         self.peak_bytes = max(self.peak_bytes, queued_bytes)
-        self.wake()
+        if not self._is_held:
+            self.wake()
         return True
 
     def close(self, code: int, reason: str = "") -> None:
@@ -240,6 +243,16 @@ class Outbox:
             await self._wakeup.wait()
         finally:
             self._wakeup = None
+
+    def hold(self) -> None:
+        """Wake nobody for messages until `release`: the caller takes them itself."""
+        self._is_held = True
+
+    def release(self) -> None:
+        """End a `hold`; a close asked for meanwhile is still its carrier's to do."""
+        self._is_held = False
+        if self._close is not None:
+            self.wake()
 
     def wake(self) -> None:
         """Let the carrier look again, as when it has something of its own to write."""

@@ -26,7 +26,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from meterd.web.front.connection import GONE, WRITE_BYTES, Connection
+from meterd.web.front.connection import GONE, READ_BYTES, WRITE_BYTES, Connection
 from meterd.web.front.counters import DoorCounters
 from meterd.web.front.head import Head
 from meterd.web.front.limits import FrontDoorLimits
@@ -88,7 +88,7 @@ class AgentStream:
         self._control: list[bytes] = []  # pongs and pings, written after the queued messages
         self._fragments: bytearray | None = None
         self._is_writing = False
-        self._turn_over = trio.Event()
+        self._turn_over: trio.Event | None = None
         self._has_peer_closed = trio.Event()
         self._heard_at = trio.current_time()
         self._pinged_at = self._heard_at
@@ -196,17 +196,21 @@ class AgentStream:
     async def _read_frames(self, session: StreamSession) -> None:
         """Give every message to the session until the peer closes, fails or leaves."""
         protocol, connection = self._protocol, self._connection
+        data: bytes | bytearray = bytes(connection.unread)  # sent too early, answered in time
+        connection.unread.clear()
         while True:
-            data = await connection.receive_some()
+            data = data or await connection.stream.receive_some(READ_BYTES)
             if not data:
                 protocol.receive_eof()
                 return
             self._heard_at = trio.current_time()
             for start in range(0, len(data), SLICE_BYTES):
                 protocol.receive_data(data[start : start + SLICE_BYTES])
+                self.outbox.hold()  # what is answered at once is written below, by this task
                 for frame in protocol.events_received():
                     assert isinstance(frame, Frame), frame
                     self._on_frame(frame, session)
+                self.outbox.release()
                 if protocol.close_rcvd is not None or protocol.parser_exc is not None:
                     return
                 if protocol.state is State.OPEN:
@@ -217,6 +221,7 @@ class AgentStream:
                     await trio.lowlevel.checkpoint()
                 while self.outbox.queued_bytes > _READER_PAUSE_BYTES:
                     await self._flush()
+            data = b""
 
     def _on_frame(self, frame: Frame, session: StreamSession) -> None:
         opcode = frame.opcode
@@ -284,7 +289,7 @@ class AgentStream:
         """Write everything queued, messages first, in as few writes as the bound allows."""
         while self.outbox or self._control:
             if self._is_writing:
-                await self._turn_over.wait()
+                await self._wait_turn()
                 continue
             payloads = self.outbox.take(WRITE_BYTES)
             chunks = [text_frame(payload) for payload in payloads]
@@ -296,14 +301,21 @@ class AgentStream:
     async def _write(self, chunks: Sequence[bytes]) -> None:
         """Write in one go, after whoever is writing now."""
         while self._is_writing:
-            await self._turn_over.wait()
+            await self._wait_turn()
         self._is_writing = True
         try:
             await self._connection.send_all(b"".join(chunks))
         finally:
             self._is_writing = False
-            self._turn_over.set()
+            if self._turn_over is not None:
+                self._turn_over.set()
+                self._turn_over = None
+
+    async def _wait_turn(self) -> None:
+        """Return after whoever writes now; the turn may then be someone else's already."""
+        if self._turn_over is None:
             self._turn_over = trio.Event()
+        await self._turn_over.wait()
 
 
 def stream_request(head: Head, client_address: str) -> StreamRequest:
