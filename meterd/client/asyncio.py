@@ -138,6 +138,8 @@ class Meterd(AsyncMeterd):
 
     async def __aenter__(self) -> Self:
         """Start the client's background work; the connection opens with the first task."""
+        if self._life is not None:
+            raise RuntimeError("the client was used before: make a new one")
         self._life = self._living()
         await self._life.__aenter__()
         return self
@@ -182,13 +184,16 @@ class Meterd(AsyncMeterd):
         error: BaseException | None = None
         try:
             yield task
-        except BaseException as raised:
+            body.has_caught(None)
+        except asyncio.CancelledError as raised:
             error = raised
             is_stopped = body.has_caught(raised)
             if not is_stopped:
                 raise
-        else:
-            body.has_caught(None)
+        except BaseException as raised:
+            error = raised
+            body.has_caught(raised)
+            raise
         finally:
             self._driver.finish(tracked, outcome_of(error))
             await _shielded(self._driver.settled(tracked, self._settle_timeout_ms))
@@ -208,8 +213,9 @@ class Meterd(AsyncMeterd):
                     raise
                 finally:
                     await _shielded(self._close(driving))
-        except BaseExceptionGroup as group_error:
-            if group_error.exceptions != (error,):
+        except BaseExceptionGroup:
+            has_failed = not driving.cancelled() and driving.exception() is not None
+            if has_failed or error is None:
                 raise
         # The task group is a detail: what the body raised leaves as it was raised.
         if error is not None:

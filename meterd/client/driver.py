@@ -153,9 +153,9 @@ class Driver:
     def finish(self, tracked: Tracked, outcome: Outcome) -> None:
         """Fix the task's end; it is sent, and sent again, until meterd has acknowledged it."""
         tracked.on_stop = None
-        handle = tracked.handle
-        handle.final_ms = handle.elapsed_ms
-        self._session.finish(handle.task_id, handle.outcome or outcome, self._runtime.now_ms())
+        handle, now_ms = tracked.handle, self._runtime.now_ms()
+        handle.final_ms = self._session.elapsed_ms(handle.task_id, now_ms)
+        self._session.finish(handle.task_id, handle.outcome or outcome, now_ms)
         self._changed()
 
     async def settled(self, tracked: Tracked, timeout_ms: int) -> None:

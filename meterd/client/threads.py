@@ -144,10 +144,9 @@ class Meterd:
     def _serve(self, ready: concurrent.futures.Future[None]) -> None:
         try:
             asyncio.run(self._live(ready))
-        except BaseException as error:
-            if ready.done():
-                raise
-            ready.set_exception(error)
+        finally:
+            if not ready.done():
+                ready.set_exception(RuntimeError("the client's thread could not start"))
 
     async def _live(self, ready: concurrent.futures.Future[None]) -> None:
         self._loop, self._leave = asyncio.get_running_loop(), asyncio.Event()

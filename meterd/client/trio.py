@@ -88,6 +88,8 @@ class Meterd(AsyncMeterd):
 
     async def __aenter__(self) -> Self:
         """Start the client's background work; the connection opens with the first task."""
+        if self._life is not None:
+            raise RuntimeError("the client was used before: make a new one")
         self._life = self._living()
         await self._life.__aenter__()
         return self
@@ -151,11 +153,14 @@ class Meterd(AsyncMeterd):
         # shield and is ended by the close below, which has a deadline.
         driving = trio.CancelScope(shield=True)
         ended = trio.Event()
+        has_failed = True
 
         async def drive() -> None:
+            nonlocal has_failed
             try:
                 with driving:
                     await self._driver.run()
+                has_failed = False
             finally:
                 ended.set()
 
@@ -174,8 +179,8 @@ class Meterd(AsyncMeterd):
                         with trio.move_on_after(HANG_UP_TIMEOUT_S):
                             await ended.wait()
                     driving.cancel()
-        except BaseExceptionGroup as group:
-            if group.exceptions != (error,):
+        except BaseExceptionGroup:
+            if has_failed or error is None:
                 raise
         # The nursery is a detail: what the body raised leaves as it was raised.
         if error is not None:

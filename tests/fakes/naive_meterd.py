@@ -1,12 +1,13 @@
 """The agent stream of contract §7 as a naive book of tasks: no time, no storage, no cleverness.
 
 It decides what a message means and gives the answers; who carries them, loses them or says them
-twice is the caller's business. Knobs make it refuse, forget or fail.
+twice is the caller's business. Knobs make it refuse, forget or fail. Given a clock it also finds
+reports implausible (contract §3.5); without one it believes everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +17,18 @@ import attrs
 Message = Mapping[str, Any]
 
 UNDECLARED_MS_MAX = 300_000
+PLAUSIBLE_MS = 5_000
 
 
 @attrs.define(kw_only=True)
 class BookedTask:
     """A task as the book has it."""
 
-    body: tuple[object, ...]
+    body: tuple[tuple[str, str], ...]
     elapsed_ms: int = 0
     outcome: str | None = None
+    declared_ms: int = 0
+    started_at_ms: int = 0
 
 
 @dataclass
@@ -37,6 +41,8 @@ class NaiveMeterd:
     error: str | None = None
     """Error code given to every start, heartbeat and finish, while set."""
     agents_max: int | None = None
+    now_ms: Callable[[], int] | None = None
+    """The book's own monotonic clock: what it holds reports against, if given."""
     tasks: dict[str, BookedTask] = field(default_factory=dict)
     received: list[Message] = field(default_factory=list)
 
@@ -82,7 +88,12 @@ class NaiveMeterd:
                 }
             elapsed_ms = message.get("elapsed_ms", 0)
             assert 0 <= elapsed_ms <= UNDECLARED_MS_MAX, message
-            booked = self.tasks[task_id] = BookedTask(body=body, elapsed_ms=elapsed_ms)
+            booked = self.tasks[task_id] = BookedTask(
+                body=body,
+                elapsed_ms=elapsed_ms,
+                declared_ms=elapsed_ms,
+                started_at_ms=0 if self.now_ms is None else self.now_ms(),
+            )
         elif booked.body != body:
             return {"type": "error", "code": "task_conflict", "message": "Another task."}
         if booked.outcome is not None:
@@ -102,9 +113,10 @@ class NaiveMeterd:
             return {"type": "error", "code": "task_unknown", "message": "No such task."}
         if booked.outcome is not None:
             return self._finished(task_id, booked)
-        booked.elapsed_ms = max(booked.elapsed_ms, message["elapsed_ms"])
+        is_clamped = self._book(booked, message["elapsed_ms"])
         return {
             "type": "ack",
+            "clamped": is_clamped,
             "task_id": task_id,
             "elapsed_ms": booked.elapsed_ms,
             "metered_ms": booked.elapsed_ms,
@@ -117,9 +129,17 @@ class NaiveMeterd:
         if booked is None:
             return {"type": "error", "code": "task_unknown", "message": "No such task."}
         if booked.outcome is None:
-            booked.elapsed_ms = max(booked.elapsed_ms, message["elapsed_ms"])
+            self._book(booked, message["elapsed_ms"])
             booked.outcome = message["outcome"]
         return self._finished(task_id, booked)
+
+    def _book(self, booked: BookedTask, claimed_ms: int) -> bool:
+        counted_ms = claimed_ms
+        if self.now_ms is not None:
+            since_start_ms = self.now_ms() - booked.started_at_ms
+            counted_ms = min(claimed_ms, booked.declared_ms + since_start_ms + PLAUSIBLE_MS)
+        booked.elapsed_ms = max(booked.elapsed_ms, counted_ms)
+        return counted_ms < claimed_ms
 
     def _finished(self, task_id: str, booked: BookedTask) -> dict[str, Any]:
         return {
@@ -141,7 +161,7 @@ class NaiveMeterd:
     def running_agents(self) -> set[str]:
         """Agents of tasks that have not ended."""
         return {
-            str(value)
+            value
             for booked in self.tasks.values()
             if booked.outcome is None
             for name, value in booked.body
@@ -154,7 +174,7 @@ class NaiveMeterd:
         return sum(booked.elapsed_ms for booked in self.tasks.values())
 
     def quota(self) -> dict[str, Any]:
-        """The quota object, with limits that nothing here enforces."""
+        """Give the quota object, with limits that nothing here enforces."""
         return {
             "organization_id": "org_1",
             "plan": "starter",
