@@ -39,6 +39,9 @@ METADATA_BYTES_MAX: Final = 4_096
 PROBLEMS_MAX: Final = 100
 """Problems listed in one answer; with more the request is wrong as a whole."""
 
+_EXPONENT_FROM: Final = 1e16
+"""From here on `repr` writes a float with an exponent; all of these are whole."""
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UNSTORABLE: Final = frozenset(map(chr, (0, *range(0xD800, 0xE000))))
 
@@ -81,10 +84,26 @@ def decode(kind: type[T], value: JsonValue) -> T:
 
 
 def canonical_json(value: object) -> str:
-    """Return JSON with sorted keys and no spaces: equal values have equal text."""
+    """Return JSON with sorted keys and no spaces: equal values have equal text.
+
+    Numbers take the form in which jsonb gives them back, so that text read from the store is the
+    same: whole numbers beyond 1e16 in full, and no negative zero.
+    """
     return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        _as_stored(value),
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
     )
+
+
+def _as_stored(value: object) -> object:
+    if isinstance(value, float) and (value == 0 or abs(value) >= _EXPONENT_FROM):
+        return int(value) if value else 0.0
+    if isinstance(value, dict):
+        return {key: _as_stored(item) for key, item in value.items()}
+    return [_as_stored(item) for item in value] if isinstance(value, list) else value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

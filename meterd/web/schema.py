@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from meterd.core.ids import NAME_CHARACTERS_MAX, is_printable_name
+from meterd.core.ids import NAME_CHARACTERS_MAX, ORGANIZATION_ID, is_printable_name
 from meterd.core.money import is_rate
 from meterd.core.plan import (
     AGENT_MINUTES_MAX,
@@ -38,6 +38,11 @@ ORGANIZATION_NAME_CHARACTERS_MAX = 200
 """Longest name of an organization; the database has the same check."""
 
 _NAME_MUST = f"must be 1 to {NAME_CHARACTERS_MAX} printable characters"
+
+
+def is_organization_id(text: str) -> bool:
+    """Tell whether text can be an organization's id."""
+    return ORGANIZATION_ID.fullmatch(text) is not None
 
 
 def _is_printable(text: str) -> bool:
@@ -126,7 +131,7 @@ class Request(
     """A body of a request."""
 
 
-class StartTaskBody(Request):
+class StartTaskBody(Request, frozen=True):
     """Ask to run a task."""
 
     agent_id: AgentId
@@ -136,13 +141,13 @@ class StartTaskBody(Request):
     elapsed_ms: StartElapsedMs = 0
 
 
-class HeartbeatBody(Request):
+class HeartbeatBody(Request, frozen=True):
     """Report a running task's time."""
 
     elapsed_ms: ElapsedMs
 
 
-class FinishBody(Request):
+class FinishBody(Request, frozen=True):
     """Report a task's last time and how it ended."""
 
     elapsed_ms: ElapsedMs
@@ -153,11 +158,11 @@ class FinishBody(Request):
 
 
 def _is_usd_rate(text: str) -> bool:
-    return is_rate(Decimal(text))
+    return text.isprintable() and is_rate(Decimal(text))
 
 
 def _is_base_price(text: str) -> bool:
-    return Decimal(text) <= BASE_PRICE_USD_MAX
+    return text.isprintable() and Decimal(text) <= BASE_PRICE_USD_MAX
 
 
 PlanName = Annotated[
@@ -181,17 +186,25 @@ OrganizationId = Annotated[
     Meta(
         min_length=1,
         max_length=64,
-        pattern=r"\A[A-Za-z0-9_-]{1,64}\Z",
+        pattern=f"^{ORGANIZATION_ID.pattern}$",
         description="Id of the organization; a Clerk organization id fits.",
-        extra={"must": "must be 1 to 64 characters of A-Z, a-z, 0-9, _ and -"},
+        extra={
+            "must": "must be 1 to 64 characters of A-Z, a-z, 0-9, _ and -",
+            "rule": is_organization_id,
+        },
     ),
 ]
 CustomerId = Annotated[
     str,
     Meta(
-        pattern=r"\A[A-Za-z0-9_-]{1,128}\Z",
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9_-]+$",
         description="Stripe customer; one organization each.",
-        extra={"must": "must be 1 to 128 characters of A-Z, a-z, 0-9, _ and -"},
+        extra={
+            "must": "must be 1 to 128 characters of A-Z, a-z, 0-9, _ and -",
+            "rule": _is_printable,
+        },
     ),
 ]
 Agents = Annotated[
@@ -224,7 +237,7 @@ GracePercent = Annotated[
 UsdRate = Annotated[
     str,
     Meta(
-        pattern=r"\A0(\.[0-9]{1,6})?\Z",
+        pattern=r"^0(\.[0-9]{1,6})?$",
         description="US dollars per agent-minute, as text.",
         extra={
             "must": 'must be text such as "0.050000": at least 0, under 1, at most 6 decimals',
@@ -235,7 +248,7 @@ UsdRate = Annotated[
 UsdPrice = Annotated[
     str,
     Meta(
-        pattern=r"\A(0|[1-9][0-9]{0,7})(\.[0-9]{1,2})?\Z",
+        pattern=r"^(0|[1-9][0-9]{0,7})(\.[0-9]{1,2})?$",
         description="US dollars per month, as text.",
         extra={
             "must": f'must be text such as "49.00": from 0 to {BASE_PRICE_USD_MAX}, '
@@ -247,7 +260,7 @@ UsdPrice = Annotated[
 Flag = Annotated[bool, Meta(extra={"must": "must be true or false"})]
 
 
-class ContractBody(Request):
+class ContractBody(Request, frozen=True):
     """What was agreed with one organization; each field overlays its plan's."""
 
     agents: Agents | UnsetType | None = UNSET
@@ -258,7 +271,7 @@ class ContractBody(Request):
     new_tasks_in_grace: Flag | UnsetType = UNSET
 
 
-class NewOrganizationBody(Request):
+class NewOrganizationBody(Request, frozen=True):
     """Create an organization."""
 
     id: OrganizationId
@@ -269,7 +282,7 @@ class NewOrganizationBody(Request):
     reason: Reason | UnsetType = UNSET
 
 
-class OrganizationPatch(Request):
+class OrganizationPatch(Request, frozen=True):
     """Change what is given; `contract` replaces the whole contract, null removes it."""
 
     name: OrganizationName | UnsetType = UNSET
@@ -283,7 +296,7 @@ class OrganizationPatch(Request):
 Scope = Literal["agent", "read", "manage"]
 
 
-class NewKeyBody(Request):
+class NewKeyBody(Request, frozen=True):
     """Create a key of an organization."""
 
     scopes: Annotated[
@@ -311,7 +324,7 @@ class NewKeyBody(Request):
     ] = ""
 
 
-class AdjustmentBody(Request):
+class AdjustmentBody(Request, frozen=True):
     """Add agent time (positive) or credit it (negative)."""
 
     agent_ms: Annotated[
@@ -334,9 +347,9 @@ class AdjustmentBody(Request):
             Meta(
                 min_length=7,
                 max_length=32,
-                pattern=r"\A[0-9T:.Z-]{7,32}\Z",
+                pattern=r"^[0-9T:.Z-]+$",
                 description="A billing period, as in `billing_period`; the current one if absent.",
-                extra={"must": "must be a billing period such as 2026-02"},
+                extra={"must": "must be a billing period such as 2026-02", "rule": _is_printable},
             ),
         ]
         | None

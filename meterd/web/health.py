@@ -1,0 +1,27 @@
+"""`/healthz` (the process runs) and `/readyz` (it can do its work): for probes, without a key."""
+
+from __future__ import annotations
+
+from quart import Blueprint, Response
+
+from meterd.web.reply import json_reply
+from meterd.web.requests import response, services
+
+
+health = Blueprint("health", __name__)
+
+
+@health.get("/healthz")
+async def alive() -> Response:
+    """Answer, which is all that liveness asks."""
+    return response(json_reply(200, {"status": "ok"}))
+
+
+@health.get("/readyz")
+async def ready() -> Response:
+    """Return 200 when requests can be served, else 503 with what is missing."""
+    missing = list(services().readiness())
+    if missing:
+        content = {"status": "not_ready", "missing": missing}
+        return response(json_reply(503, content, (("retry-after", "1"),)))
+    return response(json_reply(200, {"status": "ready", "missing": []}))
