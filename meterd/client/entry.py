@@ -69,7 +69,9 @@ class Entry:
     heard_at_ms: int = 0
     """When meterd last acknowledged anything of this task."""
     failures: int = 0
-    """Rejections in a row, for the back-off of this task alone."""
+    """Errors in a row, for the back-off of this task alone."""
+    rejections: int = 0
+    """Of them those that will not pass by waiting: only these can end in giving up."""
     last_error_code: str = ""
     sent: int = 0
     """Number of the last message; never reused, so answers can be told apart."""

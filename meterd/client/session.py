@@ -53,7 +53,7 @@ from meterd.client.timers import Timers
 from meterd.client.wire import Message, TaskRequest
 
 
-FINISH_FAILURES_MAX = 8
+FINISH_REJECTIONS_MAX = 8
 """Rejections in a row after which a finish is given up: the service will not take it."""
 TRANSIENT_CODES = frozenset(
     {
@@ -134,7 +134,7 @@ class Session:
         entry.final_ms = entry.elapsed_ms(now_ms)
         entry.outcome = outcome
         entry.phase = Phase.FINISHING
-        entry.failures = 0
+        entry.failures = entry.rejections = 0
         self._deadlines.discard(entry.serial)
         if entry.is_over:
             self._give_up(entry, entry.stop or TaskClosed("meterd takes no more reports of it."))
@@ -358,7 +358,7 @@ class Session:
         entry.metered_ms = max(entry.metered_ms, wire.whole(message, "metered_ms"))
         self._known(entry, now_ms)
         if entry.phase is Phase.RUNNING:
-            entry.failures = 0
+            entry.failures = entry.rejections = 0
             self._events.append(
                 Acknowledged(
                     entry.request.task_id,
@@ -399,7 +399,8 @@ class Session:
         elif number == entry.start_number:
             self._receive_start_error(entry, code, error, now_ms)
         elif entry.phase is Phase.FINISHING and number >= entry.finish_number > 0:
-            if code not in TRANSIENT_CODES and entry.failures >= FINISH_FAILURES_MAX:
+            entry.rejections += code not in TRANSIENT_CODES
+            if entry.rejections > FINISH_REJECTIONS_MAX:
                 self._give_up(entry, error)
             else:
                 self._retry(entry, now_ms)
@@ -408,16 +409,16 @@ class Session:
     def _receive_unknown(self, entry: Entry, number: int, now_ms: int) -> None:
         if number == entry.start_number or entry.phase is Phase.STARTING:
             return
+        entry.rejections += 1
         if entry.is_abandoned:
             self._drop(entry)
-        elif entry.phase is Phase.FINISHING and entry.failures >= FINISH_FAILURES_MAX:
+        elif entry.phase is Phase.FINISHING and entry.rejections > FINISH_REJECTIONS_MAX:
             self._give_up(
                 entry, RequestRejected("meterd keeps forgetting it.", code="task_unknown")
             )
         else:
             entry.known = Known.NO
-            if entry.failures == 0:
-                entry.failures = 1
+            if entry.rejections == 1:
                 self._send_at(entry, now_ms)
             else:
                 self._retry(entry, now_ms)

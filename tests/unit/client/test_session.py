@@ -460,6 +460,28 @@ def test_a_finish_is_repeated_while_the_error_passes_however_long() -> None:
     assert world.runs["t"].settled_ms == 5_000
 
 
+def test_a_long_outage_of_the_store_does_not_use_up_the_patience_with_an_undeclared_task() -> None:
+    """Only errors that waiting cannot cure count towards giving up."""
+    world = World(unreachable=FailOpen())
+    world.book.error = "store_unavailable"
+    world.start()
+    world.connect()
+    for _ in range(600):
+        world.flow()
+        world.advance(100)
+    world.finish()
+    for _ in range(600):
+        world.flow()
+        world.advance(1_000)
+    world.cut()
+    world.book.error = None
+    world.run_until(lambda: world.session.task_count == 0)
+    run = world.runs["t"]
+
+    assert run.gave_up is None
+    assert run.settled_ms == run.ran_ms == 50_000
+
+
 def test_a_conflict_of_the_first_start_is_raised() -> None:
     """The id names another task: metering under it would bill the wrong one."""
     world = running_world()
