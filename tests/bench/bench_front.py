@@ -3,12 +3,14 @@
 Each variant is a server in a process of its own; this process is the client: CONNECTIONS sockets
 in lock-step, and the same with DEPTH requests in each write. Rounds alternate between variants,
 and the median of the rounds is shown. The work behind a request is nothing, so this measures
-the path to it. On two cores client and server do not share one.
+the path to it. Answers per second suffer from whatever else the machine does; the server's CPU
+time per answer, from /proc, hardly does, so it is what to compare between two runs.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import selectors
 import socket
 import statistics
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import attrs
 import hypercorn.trio
@@ -33,6 +36,7 @@ from meterd.web.stream_transport import OpenSession, StreamRequest, StreamTransp
 
 CONNECTIONS = 16
 DEPTH = 50
+IDLE_STREAMS = 800
 ROUNDS = 5
 ROUND_S = 1.5
 BODY = b'{"organization_id":"org_1","plan":"starter","state":"ok","allowed":true,"code":null}'
@@ -125,6 +129,12 @@ async def serve(variant: str) -> None:
     await door.serve(listeners)
 
 
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds that a process has used, in user and in kernel mode."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(port: int, *, opening: bytes, request: bytes, mark: bytes, depth: int) -> float:
     """Return answers per second, counted by their `mark`, over one round."""
     clients = []
@@ -163,6 +173,28 @@ def measure(port: int, *, opening: bytes, request: bytes, mark: bytes, depth: in
     return answered / elapsed_s
 
 
+def idle_stream_kb(pid: int, port: int) -> float:
+    """Return the resident memory that one open, silent agent stream costs the server, in KB."""
+    before_kb = resident_kb(pid)
+    clients = []
+    for _ in range(IDLE_STREAMS):
+        client = socket.create_connection(("127.0.0.1", port))
+        client.sendall(UPGRADE)
+        while b"\r\n\r\n" not in client.recv(65536):
+            pass
+        clients.append(client)
+    after_kb = resident_kb(pid)
+    for client in clients:
+        client.close()
+    return (after_kb - before_kb) / IDLE_STREAMS
+
+
+def resident_kb(pid: int) -> int:
+    """Return a process's resident memory in KB."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
 LOADS = {
     "checks, lock-step": {"opening": b"", "request": CHECK, "mark": b"HTTP/1.1 ", "depth": 1},
     "frames, lock-step": {"opening": UPGRADE, "request": HEARTBEAT, "mark": b'"ack"', "depth": 1},
@@ -183,19 +215,31 @@ def main() -> None:
         )  # fmt: skip
     try:
         ports = {v: int((s.stdout and s.stdout.readline()) or 0) for v, s in servers.items()}
+        idle_kb = {v: idle_stream_kb(servers[v].pid, ports[v]) for v in VARIANTS}
         rates: dict[tuple[str, str], list[float]] = {}
+        costs: dict[tuple[str, str], list[float]] = {}
         for _ in range(ROUNDS):
             for load, variant in itertools.product(LOADS, VARIANTS):
+                pid = servers[variant].pid
+                before_s = cpu_s(pid)
                 rate = measure(ports[variant], **LOADS[load])  # type: ignore[arg-type]
                 rates.setdefault((load, variant), []).append(rate)
+                cost_us = (cpu_s(pid) - before_s) / (rate * ROUND_S) * 1e6
+                costs.setdefault((load, variant), []).append(cost_us)
     finally:
         for server in servers.values():
             server.kill()
             server.wait()
     print(f"{'load':22}" + "".join(f"{variant:>26}" for variant in VARIANTS))  # noqa: T201
     for load in LOADS:
-        medians = [statistics.median(rates[load, variant]) for variant in VARIANTS]
-        print(f"{load:22}" + "".join(f"{median:>24,.0f}/s" for median in medians))  # noqa: T201
+        cells = [
+            f"{statistics.median(rates[load, variant]):,.0f}/s"
+            f" {statistics.median(costs[load, variant]):,.1f} us"
+            for variant in VARIANTS
+        ]
+        print(f"{load:22}" + "".join(f"{cell:>26}" for cell in cells))  # noqa: T201
+    cells = [f"{idle_kb[variant]:,.1f} KB" for variant in VARIANTS]
+    print(f"{'an idle stream':22}" + "".join(f"{cell:>26}" for cell in cells))  # noqa: T201
 
 
 if __name__ == "__main__":
