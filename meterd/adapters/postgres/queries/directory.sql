@@ -7,7 +7,7 @@ WITH new AS (
         id, name, stripe_customer_id, operator_hold, payment_hold, hold_reason, created_at,
         updated_at
     )
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $7)
+    VALUES ($1, $2, $3, $4, $5, $6, $7::timestamptz, $7)
     ON CONFLICT (id) DO NOTHING
     RETURNING id
 ), position AS (
@@ -15,16 +15,20 @@ WITH new AS (
 ), terms AS (
     INSERT INTO organization_terms
         (organization_id, terms_seq, effective_at, plan_tier, contract, trialing, limits, reason)
-    SELECT id, $8, $9, $10, $11, $12, $13, $14 FROM new
+    SELECT
+        id, $8::int, $9::timestamptz, $10::text, $11::jsonb, $12::bool, $13::jsonb, $14::text
+    FROM new
 ), period AS (
     INSERT INTO subscription_usage (
         id, organization_id, billing_period, period_start, period_end, plan_tier, terms_seq,
         agent_minutes_limit, last_updated
     )
-    SELECT $15, id, $16, $17, $18, $10, $8, $19, $7 FROM new
+    SELECT
+        $15::text, id, $16::text, $17::timestamptz, $18::timestamptz, $10, $8, $19::int, $7
+    FROM new
 ), audit AS (
     INSERT INTO audit_log (id, at, actor, action, organization_id, reason, after)
-    SELECT $20, $7, $21, 'organization.create', id, $22, $23 FROM new
+    SELECT $20::text, $7, $21::text, 'organization.create', id, $22::text, $23::jsonb FROM new
 )
 SELECT id FROM new
 

@@ -1,10 +1,19 @@
 -- The parts of the one statement with which a flush writes everything, see ledger.py.
 -- Each part counts its parameters from $1; they are renumbered when the parts are put together.
--- Foreign keys are checked at the end of the whole statement, so the order of parts is free.
+-- Foreign keys are checked at the end of the whole statement, so the order of parts hardly matters:
+-- `positions` comes first because `profiles` refers to it.
 
 -- name: owner
 -- The fence: no row when the epoch has moved on, and then no part below writes anything.
 SELECT epoch FROM meterd_owner WHERE epoch = $1 FOR SHARE
+
+-- name: positions
+-- Returns the organizations for which this batch is news, judged on the latest committed position.
+INSERT INTO organization_positions AS p (organization_id, seq)
+SELECT x.* FROM unnest($1::text[], $2::bigint[]) AS x
+WHERE EXISTS (SELECT FROM owner)
+ON CONFLICT (organization_id) DO UPDATE SET seq = excluded.seq WHERE p.seq < excluded.seq
+RETURNING organization_id
 
 -- name: terms
 INSERT INTO organization_terms
@@ -17,16 +26,14 @@ WHERE EXISTS (SELECT FROM owner)
 ON CONFLICT (organization_id, terms_seq) DO NOTHING
 
 -- name: profiles
--- Guarded by the position, which is locked: a late ghost of an old flush must not undo a newer one.
+-- A profile has no seq of its own: it is written with the position, or not at all.
 UPDATE organizations o SET
     name = x.name, stripe_customer_id = x.stripe_customer_id, operator_hold = x.operator_hold,
     payment_hold = x.payment_hold, hold_reason = x.hold_reason, updated_at = now()
-FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::bool[], $6::bool[], $7::text[])
-    AS x (organization_id, seq, name, stripe_customer_id, operator_hold, payment_hold, hold_reason)
-WHERE EXISTS (SELECT FROM owner) AND o.id = x.organization_id AND EXISTS (
-    SELECT FROM organization_positions p
-    WHERE p.organization_id = x.organization_id AND p.seq < x.seq FOR UPDATE
-)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::bool[], $5::bool[], $6::text[])
+    AS x (organization_id, name, stripe_customer_id, operator_hold, payment_hold, hold_reason)
+JOIN positions USING (organization_id)
+WHERE o.id = x.organization_id
 
 -- name: periods
 -- Plan and limit come from the period's terms: from this batch ($17, $18) or as stored.
@@ -130,12 +137,6 @@ INSERT INTO findings (id, organization_id, at, kind, detail)
 SELECT x.* FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[], $5::jsonb[]) AS x
 WHERE EXISTS (SELECT FROM owner)
 ON CONFLICT (id) DO NOTHING
-
--- name: positions
-INSERT INTO organization_positions AS p (organization_id, seq)
-SELECT x.* FROM unnest($1::text[], $2::bigint[]) AS x
-WHERE EXISTS (SELECT FROM owner)
-ON CONFLICT (organization_id) DO UPDATE SET seq = excluded.seq WHERE p.seq < excluded.seq
 
 -- name: bury
 -- Dead letters are written whoever owns the database: they only say what was set aside.

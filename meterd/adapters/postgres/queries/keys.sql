@@ -8,7 +8,8 @@ FROM api_keys WHERE hash = $1
 -- Nothing when the organization does not exist. The same key again is the same key.
 INSERT INTO api_keys
     (id, organization_id, scopes, name, last4, created_at, created_by, revoked_at, hash)
-SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9
+SELECT
+    $1, $2, $3::text[], $4, $5, $6::timestamptz, $7, $8::timestamptz, $9::bytea
 WHERE $2::text IS NULL OR EXISTS (SELECT FROM organizations WHERE id = $2)
 ON CONFLICT (id) DO UPDATE SET id = excluded.id
 RETURNING id

@@ -11,7 +11,7 @@ SELECT
         SELECT (
             u.period_start, u.period_end, u.billing_period, u.terms_seq, u.closed, u.used_ms,
             u.recorded_ms, u.overage_minutes, u.overage_cost_exact, u.total_cost_exact,
-            u.api_calls_used, u.websocket_ms_used, u.notified_percents
+            u.api_calls_used, u.websocket_ms_used, array_to_string(u.notified_percents, ',')
         )
         FROM subscription_usage u
         WHERE u.organization_id = o.id AND u.period_start >= first.kept_from
@@ -71,7 +71,7 @@ SELECT
     (
         u.period_start, u.period_end, u.billing_period, u.terms_seq, u.closed, u.used_ms,
         u.recorded_ms, u.overage_minutes, u.overage_cost_exact, u.total_cost_exact,
-        u.api_calls_used, u.websocket_ms_used, u.notified_percents
+        u.api_calls_used, u.websocket_ms_used, array_to_string(u.notified_percents, ',')
     ) AS period,
     (
         t.terms_seq, t.effective_at, t.plan_tier, t.contract, t.trialing, t.limits, t.reason

@@ -1,0 +1,91 @@
+"""API keys in PostgreSQL: `KeyStore`.
+
+Keys are written by the server, by `meterd keys` beside it, and read by whoever must know of a
+revocation, so nothing here asks who owns the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from meterd.adapters.postgres import records
+from meterd.adapters.postgres.pool import Connection, PostgresPools
+from meterd.adapters.postgres.statements import statements
+from meterd.core.units import to_datetime
+from meterd.ports import StoredKey
+
+
+@attrs.define(eq=False, slots=False)
+class PostgresKeys:
+    """`KeyStore` on table `api_keys`, and the pepper in `meterd_secrets`.
+
+    Errors: every method StoreUnavailableError, StoreRejectedError. Source: queries/keys.sql.
+    """
+
+    pools: PostgresPools
+
+    async def find_key(self, digest: bytes) -> StoredKey | None:
+        """Return the key with this digest, revoked or not."""
+
+        async def work(connection: Connection) -> Any:
+            return await connection.fetchrow(statements("keys")["find_key"], digest)
+
+        record = await self.pools.read("find an API key", work)
+        return None if record is None else records.key_from(record)
+
+    async def add_key(self, key: StoredKey, digest: bytes) -> bool:
+        """Store a key; False when its organization does not exist. Repeats are fine."""
+        columns = records.key_columns(key, digest)
+
+        async def work(connection: Connection) -> bool:
+            return await connection.fetchval(statements("keys")["add_key"], *columns) is not None
+
+        return await self.pools.write("add an API key", work)
+
+    async def keys_of(self, organization_id: str | None) -> Sequence[StoredKey]:
+        """Return an organization's keys (`None`: the admin keys), newest first."""
+        texts = statements("keys")
+
+        async def work(connection: Connection) -> list[Any]:
+            if organization_id is None:
+                return list(await connection.fetch(texts["admin_keys"]))
+            return list(await connection.fetch(texts["keys_of"], organization_id))
+
+        found = await self.pools.read("list API keys", work)
+        return [records.key_from(record) for record in found]
+
+    async def revoke_key(
+        self, organization_id: str | None, key_id: str, *, at_ms: int
+    ) -> StoredKey | None:
+        """Revoke a key; None when the organization has no such key. The first instant counts."""
+        at = to_datetime(at_ms)
+
+        async def work(connection: Connection) -> Any:
+            text = statements("keys")["revoke_key"]
+            return await connection.fetchrow(text, key_id, organization_id, at)
+
+        record = await self.pools.write("revoke an API key", work)
+        return None if record is None else records.key_from(record)
+
+    async def revoked_since(self, at_ms: int) -> Sequence[str]:
+        """Return the ids of keys revoked at or after an instant, by any process."""
+        at = to_datetime(at_ms)
+
+        async def work(connection: Connection) -> list[str]:
+            found = await connection.fetch(statements("keys")["revoked_since"], at)
+            return [record["id"] for record in found]
+
+        return await self.pools.read("look for revoked API keys", work)
+
+    async def pepper(self, candidate: bytes) -> bytes:
+        """Return the database's pepper, storing the candidate if it has none yet."""
+        texts = statements("keys")
+
+        async def work(connection: Connection) -> bytes:
+            await connection.execute(texts["keep_pepper"], candidate)
+            return bytes(await connection.fetchval(texts["pepper"]))
+
+        return await self.pools.write("read the pepper", work)
