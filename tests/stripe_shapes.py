@@ -95,12 +95,16 @@ def _container_problems(
     if origin.__name__ == "ListObject":
         yield from _list_problems(value, member, owner, where)
         return
-    is_list = origin is list
-    if not isinstance(value, list if is_list else dict):
-        yield f"{where}: {value!r} is not a {'list' if is_list else 'mapping'}"
+    members: list[Any]
+    if origin is list and isinstance(value, list):
+        members = value
+    elif origin is not list and isinstance(value, dict):
+        members = list(value.values())
+    else:
+        yield f"{where}: {value!r} is not a {origin.__name__}"
         return
-    for key, each in enumerate(value) if is_list else value.items():
-        yield from _value_problems(each, member, owner, f"{where}[{key}]")
+    for each in members:
+        yield from _value_problems(each, member, owner, f"{where}[]")
 
 
 def _union_problems(value: Any, args: tuple[Any, ...], owner: type, where: str) -> Iterator[str]:

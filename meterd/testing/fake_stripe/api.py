@@ -12,7 +12,7 @@ from http import HTTPStatus
 import attrs
 
 from meterd.testing.fake_stripe.errors import Json, StripeRefusedError
-from meterd.testing.fake_stripe.expansion import expanded
+from meterd.testing.fake_stripe.expansion import check_paths, expanded
 from meterd.testing.fake_stripe.forms import decode_form, params_type, typed
 from meterd.testing.fake_stripe.idempotency import IdempotencyKeys
 from meterd.testing.fake_stripe.judge import check_request
@@ -71,6 +71,7 @@ class Api:
         was_replayed = False
         try:
             self._authorize(call)
+            self._check_version(call)
             route, ids = self._find(call)
             params = typed(params_type(route.params), decode_form(encoded))
             fingerprint = hashlib.sha256(
@@ -129,6 +130,13 @@ class Api:
                 is_validation=True,
             )
 
+    def _check_version(self, call: Call) -> None:
+        asked = call.headers.get("stripe-version", API_VERSION)
+        if asked != API_VERSION:
+            raise StripeRefusedError(
+                f"The fake speaks {API_VERSION} only, not {asked}.", is_validation=True
+            )
+
     def _find(self, call: Call) -> tuple[Route, tuple[str, ...]]:
         for route in self._routes:
             match = route.pattern.match(call.path)
@@ -157,6 +165,7 @@ class Api:
                 param=unmodelled[0],
                 is_validation=True,
             )
+        check_paths(route.path, params.get("expand", []))
         world = self._world
         world.request_id, world.idempotency_key = request_id, key
         try:

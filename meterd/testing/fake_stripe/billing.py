@@ -42,7 +42,7 @@ def invoice_now(world: World, subscription: Json, *, reason: str) -> Json | None
     draft["auto_advance"] = True
     invoices.attach_pending(world, draft)
     if not world.hidden.lines[draft["id"]]:
-        del world.table("invoice")[draft["id"]]
+        world.remove(draft)
         return None
     settle_at_once(world, draft)
     return draft

@@ -86,18 +86,26 @@ class Dispatcher:
         self._waiting: list[Delivery] = []
         self._in_flight = 0
         self._changed = trio.Event()
+        self._announced: dict[str, str] = {}
+        """Invoice → the event that told of it."""
         self._of_event: dict[str, list[Delivery]] = {}
         world.on_event.append(self._enqueue)
         world.may_finalize = self._may_finalize
         world.timer_handlers["redeliver"] = lambda _world, _id, _at_s: None
 
     def _enqueue(self, event: Json) -> None:
-        for endpoint in self._world.table("webhook_endpoint").values():
-            wanted = endpoint["enabled_events"]
-            if endpoint["status"] != "enabled":
-                continue
-            if any(fnmatchcase(event["type"], name) for name in wanted):
-                self.send(event["id"], endpoint["id"])
+        if event["type"] == "invoice.created":
+            self._announced[event["data"]["object"]["id"]] = event["id"]
+        for endpoint_id in self._wanting(event["type"]):
+            self.send(event["id"], endpoint_id)
+
+    def _wanting(self, event_type: str) -> list[str]:
+        return [
+            endpoint["id"]
+            for endpoint in self._world.table("webhook_endpoint").values()
+            if endpoint["status"] == "enabled"
+            and any(fnmatchcase(event_type, name) for name in endpoint["enabled_events"])
+        ]
 
     def send(self, event_id: str, endpoint_id: str) -> Delivery:
         """Have an event delivered to an endpoint, once more if it already was."""
@@ -111,8 +119,8 @@ class Dispatcher:
 
     def resend(self, event_id: str, *, copies: int = 1) -> None:
         """Deliver an event again to every endpoint that wants it, as the dashboard's button."""
-        self._world.get("event", event_id)
-        for endpoint_id in list(self._world.table("webhook_endpoint")):
+        event = self._world.get("event", event_id)
+        for endpoint_id in self._wanting(event["type"]):
             for _ in range(copies):
                 self.send(event_id, endpoint_id)
 
@@ -123,15 +131,17 @@ class Dispatcher:
 
     def was_delivered(self, event_id: str) -> bool:
         """Whether every endpoint that wanted the event has acknowledged it."""
-        return all(each.state == "succeeded" for each in self._of_event.get(event_id, ()))
+        return not self._open_endpoints(event_id)
+
+    def _open_endpoints(self, event_id: str) -> set[str]:
+        deliveries = self._of_event.get(event_id, ())
+        acknowledged = {each.endpoint_id for each in deliveries if each.state == "succeeded"}
+        return {each.endpoint_id for each in deliveries} - acknowledged
 
     def _count_pending(self, event_id: str) -> None:
-        open_endpoints = {
-            each.endpoint_id for each in self._of_event[event_id] if each.state != "succeeded"
-        } - {each.endpoint_id for each in self._of_event[event_id] if each.state == "succeeded"}
         event = self._world.table("event").get(event_id)
         if event is not None:
-            event["pending_webhooks"] = len(open_endpoints)
+            event["pending_webhooks"] = len(self._open_endpoints(event_id))
 
     def _may_finalize(self, invoice_id: str) -> bool | int:
         """Wait an hour after the last answer to `invoice.created`; at most 72 hours late.
@@ -140,15 +150,9 @@ class Dispatcher:
         """
         world = self._world
         created_s = world.get("invoice", invoice_id)["created"]
-        for event in reversed(list(world.table("event").values())):
-            is_it = event["type"] == "invoice.created"
-            if is_it and event["data"]["object"]["id"] == invoice_id:
-                break
-        else:
-            return True
         latest_s = created_s + world.settings.draft_delay_s_max
         answered_s = created_s
-        for delivery in self._of_event.get(event["id"], ()):
+        for delivery in self._of_event.get(self._announced[invoice_id], ()):
             if delivery.answered_at_s is None:
                 ahead_s = world.now_s + HOUR_S
                 return True if world.now_s >= latest_s else min(ahead_s, latest_s)

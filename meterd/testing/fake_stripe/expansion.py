@@ -16,6 +16,35 @@ from meterd.testing.fake_stripe.world import World
 DEPTH_MAX = 4
 
 
+FIRST_STEPS = {
+    "/v1/customers": {"default_source", "invoice_settings", "subscriptions"},
+    "/v1/products": {"default_price"},
+    "/v1/prices": {"product"},
+    "/v1/coupons": set(),
+    "/v1/subscriptions": {"customer", "discounts", "items", "latest_invoice", "schedule"},
+    "/v1/subscription_items": {"price"},
+    "/v1/invoices": {"customer", "discounts", "lines", "parent"},
+    "/v1/invoiceitems": {"customer", "invoice"},
+    "/v1/checkout/sessions": {"customer", "invoice", "subscription"},
+    "/v1/billing_portal/sessions": {"configuration"},
+}
+"""What a path may begin with; checked before the work, as Stripe does."""
+
+
+def check_paths(route_path: str, paths: list[str]) -> None:
+    """Refuse a path that cannot be expanded, before anything is done."""
+    for path in paths:
+        first = path.removeprefix("data.").partition(".")[0]
+        if first not in FIRST_STEPS.get(route_path.partition("/{}")[0], set()):
+            raise _not_expandable(path)
+
+
+def _not_expandable(path: str) -> StripeRefusedError:
+    return StripeRefusedError(
+        f"This property cannot be expanded ({path}).", param="expand", is_validation=True
+    )
+
+
 def expanded(world: World, answer: Json, paths: list[str]) -> Json:
     """Return a copy of the answer with every path expanded."""
     copied = copy.deepcopy(answer)
@@ -40,9 +69,7 @@ def _expand(world: World, node: Any, steps: list[str], path: str) -> None:
     if name not in node:
         included = _included(world, node, name)
         if included is None:
-            raise StripeRefusedError(
-                f"This property cannot be expanded ({path}).", param="expand", is_validation=True
-            )
+            raise _not_expandable(path)
         node[name] = included
     node[name] = _resolved(world, node[name])
     _expand(world, node[name], rest, path)

@@ -83,7 +83,7 @@ class Faults:
     def copies(self) -> int:
         """How often one delivery is sent: 1, or more when repetition strikes."""
         copies = 1
-        while copies < 5 and self.chance.random() < self.repeat_rate:  # noqa: PLR2004 - bound
+        while copies < 5 and self.strikes(self.repeat_rate):  # noqa: PLR2004 - bound
             copies += 1
         return copies
 

@@ -103,6 +103,7 @@ class FakeStripe:
         the place for the receiver to finish its own work before time goes on.
         """
         async with self._moving:
+            await self.dispatcher.settle()  # what happened before must not be heard of later
             while True:
                 due_s = self.world.next_due_s()
                 if due_s is None or due_s > to_s:

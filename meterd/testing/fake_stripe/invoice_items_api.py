@@ -125,7 +125,7 @@ def delete_invoice_item(world: World, _params: Json, item_id: str) -> Json:
     record = world.get("invoiceitem", item_id)
     if record["invoice"] is not None:
         invoices.detach_item(world, record)
-    del world.table("invoiceitem")[item_id]
+    world.remove(record)
     world.emit("invoiceitem.deleted", record)
     return {"id": item_id, "object": "invoiceitem", "deleted": True}
 

@@ -186,8 +186,8 @@ def attach_pending(world: World, invoice: Json, *, only_subscription: str | None
     """
     own = invoice["parent"] and invoice["parent"]["subscription_details"]["subscription"]
     room = world.settings.items_per_invoice_max
-    for item in list(world.table("invoiceitem").values()):
-        if item["invoice"] is not None or item["customer"] != invoice["customer"]:
+    for item in world.of_customer("invoiceitem", invoice["customer"]):
+        if item["invoice"] is not None:
             continue
         named = item["parent"] and item["parent"]["subscription_details"]["subscription"]
         if only_subscription is not None and named != only_subscription:

@@ -82,10 +82,10 @@ def delete_invoice(world: World, _params: Json, invoice_id: str) -> Json:
             "You can only delete draft invoices that were not created by a subscription.",
             code="invoice_not_editable",
         )
-    for item in world.table("invoiceitem").values():
+    for item in world.of_customer("invoiceitem", invoice["customer"]):
         if item["invoice"] == invoice_id:
             item["invoice"] = None
-    del world.table("invoice")[invoice_id]
+    world.remove(invoice)
     world.emit("invoice.deleted", invoice)
     return {"id": invoice_id, "object": "invoice", "deleted": True}
 

@@ -50,7 +50,7 @@ def _route(method: str, path: str, params: str, handler: Handler, modelled: str 
 
 
 _CUSTOMER = (
-    "address balance description email invoice_settings metadata name payment_method phone"
+    "address balance description email invoice_settings metadata name phone"
     " preferred_locales shipping"
 )
 _PRODUCT = "active description metadata name statement_descriptor unit_label url"
@@ -69,7 +69,13 @@ def all_routes(list_events: Handler) -> list[Route]:
 
 def _catalog() -> list[Route]:
     return [
-        _route("POST", "/v1/customers", "CustomerCreateParams", catalog.create_customer, _CUSTOMER),
+        _route(
+            "POST",
+            "/v1/customers",
+            "CustomerCreateParams",
+            catalog.create_customer,
+            f"{_CUSTOMER} payment_method",
+        ),
         _route(
             "GET", "/v1/customers", "CustomerListParams", catalog.list_customers, f"{LISTING} email"
         ),

@@ -38,7 +38,7 @@ def subscription_of(world: World, invoice: Json) -> Json | None:
 
 def newest_finalized(world: World, subscription: Json) -> Json | None:
     """Return the subscription's newest invoice that left draft."""
-    for invoice in world.newest_first("invoice"):
+    for invoice in reversed(world.of_customer("invoice", subscription["customer"])):
         if invoice["status"] == "draft" or subscription_of(world, invoice) is not subscription:
             continue
         return invoice
@@ -106,7 +106,7 @@ def end(world: World, subscription: Json, *, reason: str, comment: Json | None =
     subscription["cancellation_details"]["reason"] = reason
     subscription["cancellation_details"].update(comment or {})
     world.hidden.scheduled_items.pop(subscription["id"], None)
-    for invoice in world.table("invoice").values():
+    for invoice in world.of_customer("invoice", subscription["customer"]):
         if subscription_of(world, invoice) is subscription and invoice["status"] in {
             "draft",
             "open",

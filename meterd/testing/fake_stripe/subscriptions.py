@@ -284,10 +284,10 @@ def cancel(world: World, subscription: Json, params: Json) -> Json:
 
 
 def _drop_pending_prorations(world: World, subscription: Json) -> None:
-    for item in list(world.table("invoiceitem").values()):
+    for item in world.of_customer("invoiceitem", subscription["customer"]):
         named = item["parent"] and item["parent"]["subscription_details"]["subscription"]
         if item["proration"] and item["invoice"] is None and named == subscription["id"]:
-            del world.table("invoiceitem")[item["id"]]
+            world.remove(item)
             world.emit("invoiceitem.deleted", item)
 
 

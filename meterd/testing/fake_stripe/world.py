@@ -59,13 +59,17 @@ class Settings:
     """How long unanswered `invoice.created` notices may delay finalisation."""
     retry_delays_s: list[int] = attrs.field(factory=lambda: [3 * DAY_S, 5 * DAY_S, 7 * DAY_S])
     """Waits between payment attempts; after the last one `after_retries` applies."""
-    after_retries: str = "unpaid"
+    after_retries: str = attrs.field(
+        default="unpaid", validator=attrs.validators.in_(("cancel", "unpaid", "past_due", "pause"))
+    )
     """`cancel`, `unpaid`, `past_due` (leave as is) or `pause`."""
     incomplete_expires_s: int = 23 * HOUR_S
     items_per_invoice_max: int = 250
     accepts_items_on_ended_subscription: bool = True
     """Whether an invoice item may still name a canceled subscription."""
-    default_payment: str = "succeed"
+    default_payment: str = attrs.field(
+        default="succeed", validator=attrs.validators.in_(("succeed", "fail", "none"))
+    )
     """Outcome of a payment of a customer without an own one: `succeed`, `fail` or `none`."""
     events_kept_s: int = 30 * DAY_S
     idempotency_kept_s: int = 24 * HOUR_S
@@ -103,6 +107,7 @@ class World:
         self.settings = settings or Settings()
         self.chance = random.Random(seed)  # noqa: S311 - reproducible on purpose
         self.tables: dict[str, dict[str, Json]] = {}
+        self._of_customer: dict[tuple[str, str], dict[str, Json]] = {}
         self.hidden = Hidden()
         self.request_id: str | None = None
         """Id of the API request being served; None while a timer runs."""
@@ -133,7 +138,19 @@ class World:
     def add(self, record: Json) -> Json:
         """Store an object under its own kind and id."""
         self.table(record["object"])[record["id"]] = record
+        if isinstance(record.get("customer"), str):
+            owner = (record["object"], record["customer"])
+            self._of_customer.setdefault(owner, {})[record["id"]] = record
         return record
+
+    def remove(self, record: Json) -> None:
+        """Forget an object."""
+        del self.table(record["object"])[record["id"]]
+        self._of_customer[record["object"], record["customer"]].pop(record["id"], None)
+
+    def of_customer(self, kind: str, customer_id: str) -> list[Json]:
+        """Return a customer's objects of a kind, oldest first."""
+        return list(self._of_customer.get((kind, customer_id), {}).values())
 
     def get(self, kind: str, object_id: str, *, param: str = "id") -> Json:
         """Return the stored object itself; changes to it are changes to the account."""

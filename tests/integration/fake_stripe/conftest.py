@@ -66,20 +66,6 @@ async def client(fake: FakeStripe) -> AsyncIterator[stripe.StripeClient]:
     await http_client.close_async()  # type: ignore[no-untyped-call]
 
 
-@pytest.fixture
-async def receiver(fake: FakeStripe, nursery: trio.Nursery) -> Receiver:
-    """Register an endpoint that verifies."""
-    endpoint = Receiver(url="")
-
-    async def run(task_status: trio.TaskStatus[int]) -> None:
-        await serve(endpoint.answer, host="127.0.0.1", port=0, task_status=task_status)
-
-    port = await nursery.start(run)
-    endpoint.url = f"http://127.0.0.1:{port}/hook"
-    fake.add_endpoint(endpoint.url, secret=endpoint.secret)
-    return endpoint
-
-
 @attrs.frozen
 class Shop:
     """A customer and the prices to choose from."""
@@ -128,3 +114,18 @@ async def shop(client: stripe.StripeClient) -> Shop:
         await price(14_900, 1, "pro"),
         await price(12_900, 3, "starter"),
     )
+
+
+@pytest.fixture
+async def receiver(fake: FakeStripe, nursery: trio.Nursery, shop: Shop) -> Receiver:
+    """Register an endpoint that verifies; it hears nothing of how the shop was set up."""
+    assert shop.customer
+    endpoint = Receiver(url="")
+
+    async def run(task_status: trio.TaskStatus[int]) -> None:
+        await serve(endpoint.answer, host="127.0.0.1", port=0, task_status=task_status)
+
+    port = await nursery.start(run)
+    endpoint.url = f"http://127.0.0.1:{port}/hook"
+    fake.add_endpoint(endpoint.url, secret=endpoint.secret)
+    return endpoint
