@@ -13,9 +13,9 @@ The life of a task is told in `entry`, that of the connection in `link`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from meterd.client import wire
+from meterd.client.answers import TRANSIENT_CODES, refusal_in
 from meterd.client.chance import Chance
 from meterd.client.entry import Entry, Known, Phase
 from meterd.client.errors import (
@@ -27,7 +27,6 @@ from meterd.client.errors import (
     TaskConflict,
     TooManyTasks,
     Unreachable,
-    refusal,
     rejection,
 )
 from meterd.client.events import (
@@ -55,20 +54,6 @@ from meterd.client.wire import Message, TaskRequest
 
 FINISH_REJECTIONS_MAX = 8
 """Rejections in a row after which a finish is given up: the service will not take it."""
-TRANSIENT_CODES = frozenset(
-    {
-        "busy",
-        "internal",
-        "internal_error",
-        "organization_unavailable",
-        "overloaded",
-        "quarantined",
-        "store_unavailable",
-        "timeout",
-        "unavailable",
-    }
-)
-"""Errors that pass: the same message is sent again after a back-off."""
 
 
 class Session:
@@ -273,20 +258,13 @@ class Session:
             self._send_at(entry, retry_at_ms)
             return entry.request.start(ref=ref, elapsed_ms=elapsed_ms)
         entry.claimed_ms = max(entry.claimed_ms, elapsed_ms)
-        report: dict[str, Any] = {
-            "type": "heartbeat",
-            "task_id": entry.request.task_id,
-            "elapsed_ms": elapsed_ms,
-            "ref": ref,
-        }
-        if entry.phase is Phase.FINISHING:
-            report["type"] = "finish"
-            report["outcome"] = entry.outcome
+        outcome = entry.outcome if entry.phase is Phase.FINISHING else None
+        if outcome is not None:
             entry.finish_number = entry.sent
             self._send_at(entry, retry_at_ms)
         else:
             self._report_at(entry, now_ms + entry.interval_ms)
-        return report
+        return entry.request.report(ref=ref, elapsed_ms=elapsed_ms, outcome=outcome)
 
     def _send_at(self, entry: Entry, at_ms: int) -> None:
         self._reports.discard(entry.serial)
@@ -434,19 +412,8 @@ class Session:
             self._refuse(entry, error)
 
     def _refusal_in(self, message: Message, entry: Entry) -> MeterdClientError:
-        code = wire.text(message, "code", absent="refused")
-        inside = message.get("quota")
-        upgrade_url = wire.text(message, "upgrade_url") or (
-            wire.text(inside, "upgrade_url") if isinstance(inside, dict) else ""
-        )
-        return refusal(
-            code,
-            wire.text(message, "message", absent=code),
-            quota=quota_in(message) or self.quota,
-            upgrade_url=upgrade_url or None,
-            resets_at=wire.text(message, "resets_at") or None,
-            stopped=entry.phase is not Phase.STARTING,
-        )
+        is_begun = entry.phase is not Phase.STARTING
+        return refusal_in(message, quota=self.quota, stopped=is_begun)
 
     def _remember_quota(self, message: Message) -> None:
         quota = quota_in(message)

@@ -65,6 +65,18 @@ class TaskRequest:
             message["elapsed_ms"] = elapsed_ms
         return message
 
+    def report(self, *, ref: str, elapsed_ms: int, outcome: str | None) -> dict[str, Any]:
+        """Give the `heartbeat`, or with an outcome the `finish`, of a cumulative value."""
+        message: dict[str, Any] = {
+            "type": "heartbeat" if outcome is None else "finish",
+            "task_id": self.task_id,
+            "elapsed_ms": elapsed_ms,
+            "ref": ref,
+        }
+        if outcome is not None:
+            message["outcome"] = outcome
+        return message
+
 
 def encode(value: object) -> str:
     """Give compact ASCII JSON.

@@ -16,7 +16,9 @@ from tests.fakes.scripted_meterd import KEY, ScriptedMeterd
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs/how-to/meter-an-agent.md").read_text(encoding="utf-8")
 PROGRAMS = dict(
-    re.findall(r"^## ([^\n]+)$(?:(?!^## ).)*?^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    re.findall(
+        r"^## ([^\n]+)$(?:(?!^## ).)*?^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
+    )
 )
 
 pytestmark = pytest.mark.slow
