@@ -390,8 +390,8 @@ def _texts(value: object) -> Iterable[str]:
     elif isinstance(value, tuple):
         for item in value:
             yield from _texts(item)
-    elif isinstance(value, attrs.AttrsInstance):
-        for field in attrs.fields(type(value)):
+    elif attrs.has(kind := type(value)):
+        for field in attrs.fields(kind):
             yield from _texts(getattr(value, field.name))
 
 

@@ -3,9 +3,6 @@
 -- name: lock
 SELECT pg_try_advisory_lock($1)
 
--- name: unlock
-SELECT pg_advisory_unlock($1)
-
 -- name: bump
 UPDATE meterd_owner SET epoch = epoch + 1, owner = $1, taken_at = now() RETURNING epoch
 
