@@ -12,15 +12,13 @@ from meterd.client.wire import Message
 
 TRANSIENT_CODES = frozenset(
     {
-        "busy",
-        "internal",
+        "actor_crashed",
         "internal_error",
-        "organization_unavailable",
+        "organization_quarantined",
         "overloaded",
-        "quarantined",
+        "request_timeout",
+        "shutting_down",
         "store_unavailable",
-        "timeout",
-        "unavailable",
     }
 )
 """Errors that pass: the same message is sent again after a back-off."""

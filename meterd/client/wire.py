@@ -46,7 +46,7 @@ class TaskRequest:
                 raise ValueError(
                     f"{name} must be 1 to {ID_CHARACTERS_MAX} printable characters, not {value!r}"
                 )
-        if self.metadata is not None and len(encode(self.metadata)) > METADATA_BYTES_MAX:
+        if self.metadata is not None and _utf8_bytes(self.metadata) > METADATA_BYTES_MAX:
             raise ValueError(f"metadata is over {METADATA_BYTES_MAX} bytes as JSON")
 
     def start(self, *, ref: str, elapsed_ms: int) -> dict[str, Any]:
@@ -146,6 +146,12 @@ def whole(message: Message, name: str, *, absent: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         return absent
     return value
+
+
+def _utf8_bytes(value: object) -> int:
+    # Counted as the service counts: it stores UTF-8, though frames are ASCII.
+    written = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return len(written.encode("utf-8", "surrogatepass"))
 
 
 def _frame(batch: Sequence[str]) -> str:
