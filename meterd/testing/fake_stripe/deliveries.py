@@ -96,8 +96,12 @@ class Dispatcher:
     def _enqueue(self, event: Json) -> None:
         if event["type"] == "invoice.created":
             self._announced[event["data"]["object"]["id"]] = event["id"]
-        for endpoint_id in self._wanting(event["type"]):
-            self.send(event["id"], endpoint_id)
+        told = [event]
+        if self._faults.strikes(self._faults.twin_rate):
+            told.append(self._world.add({**event, "id": self._world.new_id("evt")}))
+        for each in told:
+            for endpoint_id in self._wanting(each["type"]):
+                self.send(each["id"], endpoint_id)
 
     def _wanting(self, event_type: str) -> list[str]:
         return [

@@ -49,6 +49,10 @@ class Faults:
     """Every connection is closed at once, control routes excepted."""
     request_rates: dict[RequestFault, float] = attrs.field(factory=dict)
     """Probability of each fault per API request."""
+    rates_path: str = ""
+    """Regular expression of the paths that `request_rates` apply to."""
+    twin_rate: float = 0.0
+    """Probability that one change is told by two events with different ids."""
     repeat_rate: float = 0.0
     """Probability that a delivery is sent again, once more each time it hits (at most 5)."""
     delay_rate: float = 0.0
@@ -75,6 +79,8 @@ class Faults:
             if planned.method in {None, method} and planned.path.search(path):
                 self._script.remove(planned)
                 return planned.fault
+        if not re.search(self.rates_path, path):
+            return None
         for fault, rate in self.request_rates.items():
             if self.chance.random() < rate:
                 return fault
@@ -101,5 +107,8 @@ class Faults:
         """Everything works again."""
         self.away = self.holds_deliveries = False
         self.request_rates.clear()
-        self.repeat_rate = self.delay_rate = self.reorder_rate = self.lose_rate = 0.0
+        self.rates_path = ""
+        self.twin_rate = self.repeat_rate = self.delay_rate = self.reorder_rate = self.lose_rate = (
+            0.0
+        )
         self._script.clear()

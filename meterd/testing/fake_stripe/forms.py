@@ -37,7 +37,7 @@ _BRACKET = re.compile(r"\[([^\]]*)\]")
 
 
 def decode_form(text: str) -> Json:
-    """Turn a query string or form body into nested dicts and lists of strings."""
+    """Turn a query string or form body into nested dicts of strings; lists have digits for keys."""
     tree: Json = {}
     for key, value in parse_qsl(text, keep_blank_values=True, strict_parsing=False):
         head, _, _ = key.partition("[")
@@ -49,15 +49,7 @@ def decode_form(text: str) -> Json:
                 raise StripeRefusedError(f"Invalid hash: {key}", param=head, is_validation=True)
         last = steps[-1] or str(len(node))  # `expand[]=a` appends
         node[last] = value
-    return {key: _lists(value) for key, value in tree.items()}
-
-
-def _lists(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    if value and all(key.isdecimal() for key in value):
-        return [_lists(value[key]) for key in sorted(value, key=int)]
-    return {key: _lists(inner) for key, inner in value.items()}
+    return tree
 
 
 def params_type(name: str) -> type:
@@ -155,7 +147,8 @@ def _member(hint: Any, value: Any, where: str) -> Any:
         return value
     if is_typeddict(hint) and isinstance(value, dict):
         return typed(hint, value, path=where)
-    if origin is list and isinstance(value, list):
+    if origin is list and isinstance(value, dict) and all(key.isdecimal() for key in value):
+        value = [value[key] for key in sorted(value, key=int)]
         return [_value(get_args(hint)[0], each, f"{where}[{i}]") for i, each in enumerate(value)]
     if origin is dict and isinstance(value, dict):
         return {

@@ -41,8 +41,6 @@ def create(world: World, params: Json, *, via_checkout: bool = False) -> Json:
     if not params.get("items"):
         raise missing_param("items")
     customer = world.get("customer", params["customer"], param="customer")
-    if customer.get("deleted"):
-        raise missing_object("customer", customer["id"], param="customer")
     subscription = blank_subscription(
         world.new_id("sub"),
         customer_id=customer["id"],

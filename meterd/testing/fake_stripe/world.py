@@ -155,7 +155,7 @@ class World:
     def get(self, kind: str, object_id: str, *, param: str = "id") -> Json:
         """Return the stored object itself; changes to it are changes to the account."""
         found = self.table(kind).get(object_id)
-        if found is None:
+        if found is None or (found.get("deleted") and param != "id"):
             raise missing_object(kind.rpartition(".")[2], object_id, param=param)
         return found
 
