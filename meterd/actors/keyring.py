@@ -144,6 +144,35 @@ class KeyRing:
         self._on_revoked: dict[str, list[Callable[[], None]]] = {}
         self._watched_from_ms = clock.now_ms()
 
+    @classmethod
+    async def open(
+        cls,
+        store: KeyStore,
+        *,
+        clock: Clock,
+        ids: Ids,
+        chance: Callable[[int], bytes],
+        pepper: str | None = None,
+        admin_key: str | None = None,
+        say: Callable[[str], None],
+    ) -> KeyRing:
+        """Open the key ring of a database; says the admin key that a first start generates.
+
+        Without `pepper` the database's own is used, made by whoever comes first.
+        Errors: StoreUnavailableError, StoreRejectedError.
+        """
+        if pepper is None:
+            secret = await store.pepper(chance(SECRET_BYTES))
+        else:
+            secret = pepper.encode()
+        keyring = cls(
+            store, pepper=secret, clock=clock, ids=ids, chance=chance, admin_key=admin_key
+        )
+        generated = await keyring.ensure_admin_key()
+        if generated is not None:
+            say(f"admin key, shown only this once: {generated}")
+        return keyring
+
     # --- authentication ---------------------------------------------------------------------
 
     def authenticate_nowait(self, bearer: str) -> Principal | Unknown | None:

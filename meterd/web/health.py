@@ -20,7 +20,7 @@ async def alive() -> Response:
 @health.get("/readyz")
 async def ready() -> Response:
     """Return 200 when requests can be served, else 503 with what is missing."""
-    missing = list(services().readiness())
+    missing = services().readiness.missing()
     if missing:
         content = {"status": "not_ready", "missing": missing}
         return response(json_reply(503, content, (("retry-after", "1"),)))

@@ -115,6 +115,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     "unsupported_media_type": Kind(
         415, "Unsupported Media Type", "Send JSON, as `Content-Type: application/json`."
     ),
+    "upgrade_required": Kind(
+        426, "Upgrade Required", "Open a WebSocket here, subprotocol `meterd.v1`."
+    ),
     "invalid_request": Kind(422, _UNPROCESSABLE, "The request is not valid; see `errors`."),
     "credit_exceeds_usage": Kind(
         422, _UNPROCESSABLE, "The credit is larger than what the period used."

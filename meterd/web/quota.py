@@ -23,7 +23,7 @@ quota = Blueprint("quota", __name__)
 def check_reply(bundle: WebServices, view: QuotaView, request: str) -> Reply:
     """Return 200 with the quota object, or the refusal, for the agent the view was judged for."""
     if view.denial is not None:
-        return denial_reply(view.denial, view, request, upgrade_url=bundle.upgrade_url)
+        return denial_reply(view.denial, view, request, upgrade_url=bundle.config.upgrade_url)
     return json_reply(200, quota_object(view), rate_limit_headers(view))
 
 

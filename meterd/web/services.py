@@ -5,19 +5,21 @@ The web translates: requests to messages, outcomes to answers. It decides nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import attrs
 
+from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
 from meterd.actors.organizations import Organizations
+from meterd.config import Config
 from meterd.core.task import Task
 from meterd.ports import Clock, Directory, Ids
+from meterd.web.readiness import Readiness
 
 
-class TaskReader(Protocol):
-    """Reads one task; the ledger store does."""
+class Reader(Directory, Protocol):
+    """What is read from the store without an actor: lists, and one task."""
 
     async def recall_task(self, organization_id: str, task_id: str) -> Task | None:
         """Return a task as stored, whatever its state."""
@@ -29,14 +31,10 @@ class WebServices:
     """Everything behind the routes."""
 
     organizations: Organizations
+    inspector: Inspector
     keyring: KeyRing
-    directory: Directory
-    tasks: TaskReader
+    directory: Reader
+    readiness: Readiness
     clock: Clock
     ids: Ids
-    readiness: Callable[[], Sequence[str]]
-    """What keeps meterd from being ready, in words without secrets; empty when it is."""
-    upgrade_url: str | None = None
-    body_bytes_max: int = 1024 * 1024
-    stream_message_bytes_max: int = 1024 * 1024
-    stream_idle_ms: int = 120_000
+    config: Config

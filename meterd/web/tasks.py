@@ -89,7 +89,7 @@ async def start_reply(
             )
             return json_reply(200 if repeated else 201, task_object(task), headers)
         case Denied(reason=reason):
-            return denial_reply(reason, view, request, upgrade_url=bundle.upgrade_url)
+            return denial_reply(reason, view, request, upgrade_url=bundle.config.upgrade_url)
         case outcome:
             raise _refusal(outcome)
 
@@ -231,7 +231,7 @@ async def show(task_id: str) -> Response:
     query()
     bundle = services()
     view = await written(bundle, organization_id)
-    task = await bundle.tasks.recall_task(organization_id, task_id)
+    task = await bundle.directory.recall_task(organization_id, task_id)
     if task is None:
         raise ProblemError("task_unknown")
     return response(json_reply(200, task_object(task), rate_limit_headers(view)))

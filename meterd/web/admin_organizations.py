@@ -1,0 +1,303 @@
+"""Organizations, their keys and their adjustments, for operators (`/admin/v1`).
+
+Rule 1: every write names the operator's key and a reason, which land in the audit log.
+Rule 2: a change goes through the organization's actor, is committed, and then answered.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any, Final
+
+from msgspec import UNSET
+from quart import Blueprint, Response
+
+from meterd.core.commands import (
+    Adjust,
+    Adjusted,
+    Audited,
+    ChangeOrganization,
+    CreditExceedsUsage,
+    Done,
+    ExceedsHardLimit,
+    PeriodUnknown,
+)
+from meterd.core.organization import Hold, Profile
+from meterd.core.period import calendar_period
+from meterd.core.plan import UNSET as UNCHANGED, Limits, Terms, contract_fields, resolve
+from meterd.core.units import rfc3339, whole_minutes
+from meterd.errors import OrganizationUnknownError, Problem, RequestInvalidError
+from meterd.ports import NewOrganization, StoredKey
+from meterd.web.problems import ProblemError
+from meterd.web.reply import Reply, json_reply
+from meterd.web.requests import (
+    body_as,
+    cursor_in,
+    limit_in,
+    make_cursor,
+    operator,
+    query,
+    response,
+    services,
+)
+from meterd.web.schema import (
+    AdjustmentBody,
+    NewKeyBody,
+    NewOrganizationBody,
+    OrganizationPatch,
+    contract_of,
+    is_organization_id,
+    tier_of,
+)
+from meterd.web.services import WebServices
+from meterd.web.shapes import Page, quota_object, row_object
+
+
+CREATED: Final = "created"
+CHANGED: Final = "changed by an operator"
+"""Reasons in the audit log when the operator gives none."""
+
+admin_organizations = Blueprint("admin_organizations", __name__, url_prefix="/admin/v1")
+
+
+def organization_object(organization_id: str, profile: Profile, terms: Terms) -> dict[str, Any]:
+    """Return the shape of an organization."""
+    return {
+        "id": organization_id,
+        "name": profile.name,
+        "plan": terms.plan.value,
+        "contract": contract_fields(terms.contract),
+        "limits": _limits_object(terms.limits),
+        "trialing": terms.trialing,
+        "terms_seq": terms.seq,
+        "stripe_customer_id": profile.stripe_customer_id,
+        "suspended": bool(profile.holds),
+        "holds": sorted(hold.value for hold in profile.holds),
+        "hold_reason": profile.hold_reason,
+        "created_at": rfc3339(profile.created_at_ms),
+    }
+
+
+def _limits_object(limits: Limits) -> dict[str, Any]:
+    hard_ms = limits.hard_limit_ms
+    return {
+        "agents": limits.agents,
+        "agent_minutes": limits.included_minutes,
+        "hard_limit_minutes": None if hard_ms is None else whole_minutes(hard_ms),
+        "overage_usd_per_minute": str(limits.overage_usd_per_minute.quantize(Decimal("0.000001"))),
+        "base_price_usd": str(limits.base_price_usd.quantize(Decimal("0.01"))),
+        "new_tasks_in_grace": limits.new_tasks_in_grace,
+    }
+
+
+def _key_object(key: StoredKey) -> dict[str, Any]:
+    revoked_ms = key.revoked_at_ms
+    return {
+        "id": key.id,
+        "name": key.name,
+        "scopes": sorted(key.scopes),
+        "last4": key.last4,
+        "created_at": rfc3339(key.created_at_ms),
+        "created_by": key.created_by,
+        "revoked_at": None if revoked_ms is None else rfc3339(revoked_ms),
+    }
+
+
+def new_organization(bundle: WebServices, body: NewOrganizationBody, actor: str) -> NewOrganization:
+    """Return what is written for a new organization: first terms, first calendar period."""
+    now_ms = bundle.clock.now_ms()
+    plan, contract = tier_of(body.plan), contract_of(body.contract)
+    reason = CREATED if body.reason is UNSET else body.reason
+    return NewOrganization(
+        organization_id=body.id,
+        profile=Profile(
+            name=body.name, stripe_customer_id=body.stripe_customer_id, created_at_ms=now_ms
+        ),
+        terms=Terms(
+            seq=1,
+            effective_at_ms=now_ms,
+            plan=plan,
+            contract=contract,
+            trialing=False,
+            limits=resolve(bundle.organizations.rules.catalogue, plan, contract),
+            reason=reason,
+        ),
+        period=calendar_period(now_ms, terms_seq=1),
+        created_by=actor,
+        reason=reason,
+    )
+
+
+def change_command(body: OrganizationPatch, actor: str) -> ChangeOrganization:
+    """Return the command that a patch asks for.
+
+    Errors: RequestInvalidError when it asks for nothing, or suspends without a reason.
+    """
+    given = [name for name in body.__struct_fields__ if getattr(body, name) is not UNSET]
+    problems = []
+    if not set(given) - {"reason"}:
+        problems.append(Problem("", "must change at least one field"))
+    if "suspended" in given and "reason" not in given:
+        problems.append(Problem("/reason", "is required with suspended"))
+    if problems:
+        raise RequestInvalidError(problems)
+    audited = Audited(actor=actor, reason=CHANGED if body.reason is UNSET else body.reason)
+    customer_id = body.stripe_customer_id
+    return ChangeOrganization(
+        audited=audited,
+        name=None if body.name is UNSET else body.name,
+        plan=None if body.plan is UNSET else tier_of(body.plan),
+        contract=None if body.contract is UNSET else contract_of(body.contract),
+        stripe_customer_id=UNCHANGED if customer_id is UNSET else customer_id,
+        place=Hold.OPERATOR if body.suspended is True else None,
+        lift=Hold.OPERATOR if body.suspended is False else None,
+    )
+
+
+async def described(bundle: WebServices, organization_id: str) -> dict[str, Any]:
+    """Return an organization with its quota, as its actor knows it; errors as `ask`."""
+    snapshot = await bundle.organizations.snapshot(organization_id)
+    return {
+        **organization_object(organization_id, snapshot.profile, snapshot.terms),
+        "running_tasks": snapshot.running_tasks,
+        "quota": quota_object(snapshot.quota),
+    }
+
+
+async def change_reply(
+    bundle: WebServices, organization_id: str, body: OrganizationPatch, actor: str
+) -> Reply:
+    """Change an organization. Errors: RequestInvalidError, CustomerTakenError; as `ask`."""
+    command = change_command(body, actor)
+    organizations = bundle.organizations
+    await organizations.view(organization_id)  # unknown: before anything is claimed for it
+    if body.stripe_customer_id is not UNSET:
+        await bundle.directory.claim_customer(organization_id, body.stripe_customer_id)
+    answer = await organizations.ask(organization_id, command)
+    assert isinstance(answer.outcome, Done), answer
+    await organizations.durable(organization_id, answer.seq)
+    return json_reply(200, await described(bundle, organization_id))
+
+
+async def adjust_reply(
+    bundle: WebServices, organization_id: str, body: AdjustmentBody, actor: str
+) -> Reply:
+    """Book an adjustment. Errors: ProblemError, RequestInvalidError; as `ask` and `durable`."""
+    audited = Audited(actor=actor, reason=body.reason)
+    command = Adjust(audited=audited, agent_ms=body.agent_ms, label=body.period)
+    answer = await bundle.organizations.ask(organization_id, command)
+    match answer.outcome:
+        case Adjusted(rows=rows):
+            await bundle.organizations.durable(organization_id, answer.seq)
+            content = Page(data=[row_object(row) for row in rows])
+            return json_reply(201, content)
+        case CreditExceedsUsage():
+            raise ProblemError("credit_exceeds_usage")
+        case ExceedsHardLimit():
+            raise ProblemError("exceeds_hard_limit")
+        case PeriodUnknown():
+            problem = Problem("/period", "must be a billing period of this organization")
+            raise RequestInvalidError([problem])
+        case outcome:
+            raise AssertionError(outcome)
+
+
+def _known_form(organization_id: str) -> str:
+    """Return an id that can be one; what cannot is unknown. Errors: OrganizationUnknownError."""
+    if not is_organization_id(organization_id):
+        raise OrganizationUnknownError("not an id")
+    return organization_id
+
+
+@admin_organizations.post("/organizations")
+async def create() -> Response:
+    """Create an organization on a plan, its first period the current calendar month."""
+    actor = await operator()
+    query()
+    body = await body_as(NewOrganizationBody)
+    bundle = services()
+    new = new_organization(bundle, body, actor)
+    if not await bundle.directory.create_organization(new):
+        raise ProblemError("organization_exists")
+    content = await described(bundle, body.id)
+    location = f"/admin/v1/organizations/{body.id}"
+    return response(json_reply(201, content, (("location", location),)))
+
+
+@admin_organizations.get("/organizations")
+async def show_all() -> Response:
+    """List organizations by id, as stored."""
+    await operator()
+    parameters = query("limit", "cursor")
+    limit = limit_in(parameters)
+    after = cursor_in(parameters, (str,))
+    found = await services().directory.organizations(
+        after=None if after is None else after[0], limit=limit + 1
+    )
+    page, rest = found[:limit], found[limit:]
+    data = [organization_object(one.organization_id, one.profile, one.terms) for one in page]
+    cursor = make_cursor(page[-1].organization_id) if rest else None
+    return response(json_reply(200, Page(data=data, next_cursor=cursor)))
+
+
+@admin_organizations.get("/organizations/<organization_id>")
+async def show(organization_id: str) -> Response:
+    """Return one organization with its quota, as its actor knows it."""
+    await operator()
+    query()
+    content = await described(services(), _known_form(organization_id))
+    return response(json_reply(200, content))
+
+
+@admin_organizations.patch("/organizations/<organization_id>")
+async def change(organization_id: str) -> Response:
+    """Change name, plan, contract, customer or suspension; takes effect at once."""
+    actor = await operator()
+    query()
+    body = await body_as(OrganizationPatch)
+    return response(await change_reply(services(), _known_form(organization_id), body, actor))
+
+
+@admin_organizations.post("/organizations/<organization_id>/adjustments")
+async def adjust(organization_id: str) -> Response:
+    """Add or credit agent time, with a reason; returns the ledger rows."""
+    actor = await operator()
+    query()
+    body = await body_as(AdjustmentBody)
+    return response(await adjust_reply(services(), _known_form(organization_id), body, actor))
+
+
+@admin_organizations.post("/organizations/<organization_id>/keys")
+async def create_key(organization_id: str) -> Response:
+    """Create a key; its text is in this answer and nowhere else, ever."""
+    actor = await operator()
+    query()
+    body = await body_as(NewKeyBody)
+    key, text = await services().keyring.create(
+        _known_form(organization_id), scopes=body.scopes, name=body.name, created_by=actor
+    )
+    content = {**_key_object(key), "key": text}
+    return response(json_reply(201, content))
+
+
+@admin_organizations.get("/organizations/<organization_id>/keys")
+async def show_keys(organization_id: str) -> Response:
+    """List an organization's keys, newest first, revoked ones too; never the key itself."""
+    await operator()
+    query()
+    bundle = services()
+    await bundle.organizations.view(_known_form(organization_id))
+    keys = await bundle.keyring.keys_of(organization_id)
+    return response(json_reply(200, Page(data=[_key_object(key) for key in keys])))
+
+
+@admin_organizations.delete("/organizations/<organization_id>/keys/<key_id>")
+async def revoke_key(organization_id: str, key_id: str) -> Response:
+    """Revoke a key at once; its streams close. Repeats change nothing."""
+    await operator()
+    query()
+    if not key_id.isprintable():
+        raise ProblemError("key_unknown")
+    if await services().keyring.revoke(_known_form(organization_id), key_id) is None:
+        raise ProblemError("key_unknown")
+    return response(Reply(204))

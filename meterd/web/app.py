@@ -1,0 +1,110 @@
+"""The application: routes, and one way to answer everything that goes wrong.
+
+Whatever a handler or Quart itself raises becomes a problem document; nothing of the request and
+nothing of our inside is in it. No path is redirected: a trailing or a double slash is a 404.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+from quart import Response, g
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from meterd.errors import MeterdError
+from meterd.web.admin_actors import admin_actors
+from meterd.web.admin_organizations import admin_organizations
+from meterd.web.agent_stream import AgentGate, agent_stream
+from meterd.web.front.hot import HotPath
+from meterd.web.health import health
+from meterd.web.hot import HotAnswers
+from meterd.web.problems import KINDS, error_reply, problem_reply
+from meterd.web.quota import quota
+from meterd.web.reply import COMMON_HEADERS, new_request_id
+from meterd.web.requests import SERVICES, request_id, response
+from meterd.web.services import WebServices
+from meterd.web.stream_transport import StreamGate
+from meterd.web.tasks import tasks
+
+
+__all__ = ["Web", "WebServices", "create_app", "make_application"]
+
+BODY_TIMEOUT_S: Final = 30
+"""Seconds a body may take to arrive."""
+
+_CODES: Final = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    408: "request_timeout",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+    500: "internal_error",
+}
+
+
+@attrs.frozen(kw_only=True)
+class Web:
+    """What the front door needs of the web: the application, and what goes past it."""
+
+    app: QuartTrio
+    hot_path: HotPath
+    stream_gate: StreamGate
+    new_request_id: Callable[[], str]
+
+
+def create_app(services: WebServices) -> Web:
+    """Return the application and what the front door serves itself; nothing is started.
+
+    The gate's sessions run in the application's nursery, which its start-up opens.
+    """
+    app = make_application(services)
+    return Web(
+        app=app,
+        hot_path=HotAnswers(services),
+        stream_gate=AgentGate(services, lambda: app.nursery),
+        new_request_id=lambda: new_request_id(services.ids),
+    )
+
+
+def make_application(services: WebServices) -> QuartTrio:
+    """Return the Quart application, which serves every route by itself."""
+    app = QuartTrio("meterd.web", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = services.config.body_bytes_max
+    app.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+    app.url_map.merge_slashes = False
+    app.extensions[SERVICES] = services
+    for blueprint in (quota, tasks, agent_stream, admin_organizations, admin_actors, health):
+        app.register_blueprint(blueprint)
+
+    @app.before_request
+    def name_request() -> None:
+        g.request_id = new_request_id(services.ids)
+
+    @app.after_request
+    def add_headers(answer: Response) -> Response:
+        for name, value in (*COMMON_HEADERS, ("x-request-id", request_id())):
+            answer.headers[name] = value
+        return answer
+
+    @app.errorhandler(MeterdError)
+    async def show_error(error: MeterdError) -> Response:
+        return response(error_reply(error, request_id()))
+
+    @app.errorhandler(HTTPException)
+    async def show_http_error(error: HTTPException) -> Response:
+        code = _CODES.get(error.code or 500)
+        if code is None:
+            is_ours = (error.code or 500) >= KINDS["internal_error"].status
+            code = "internal_error" if is_ours else "bad_request"
+        headers = []
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            headers = [("allow", ", ".join(sorted(error.valid_methods)))]
+        return response(problem_reply(code, request_id(), headers=headers))
+
+    return app
