@@ -151,7 +151,7 @@ def make_info(task_id: str = "task_1", agent_id: str = "agent_1", **fields: obje
     return TaskInfo(task_id=task_id, agent_id=agent_id, **(values | fields))  # type: ignore[arg-type]  # checked by attrs
 
 
-def make_task(
+def make_task(  # noqa: PLR0913  # a builder: each test names the few it needs
     task_id: str = "task_1",
     agent_id: str = "agent_1",
     *,
