@@ -29,10 +29,12 @@ from meterd.core.commands import (
     ExceedsHardLimit,
     Finished,
     FinishTask,
+    FollowSubscription,
     Heartbeat,
     NeedsPeriod,
     NeedsTask,
     PeriodUnknown,
+    PlanManagedByStripe,
     ProfileChanged,
     QuotaChanged,
     Recalled,
@@ -42,14 +44,14 @@ from meterd.core.commands import (
     TaskConflict,
     TaskLost,
     TaskUnknown,
-    TermsChanged,
     Tick,
 )
+from meterd.core.following import enact_terms, expire_payment_grace, follow, turn_period
 from meterd.core.heartbeat import decide_at_once
 from meterd.core.ids import fact_id
 from meterd.core.metering import Draft
 from meterd.core.organization import AuditEntry, OrganizationState, Profile, apply
-from meterd.core.period import Period, label_for, next_month_start_ms
+from meterd.core.period import Period
 from meterd.core.plan import UNSET, Terms, contract_fields, resolve
 from meterd.core.quota import DenialReason, denial, running_denial, slot_denial
 from meterd.core.task import (
@@ -83,6 +85,8 @@ def decide(state: OrganizationState, command: Command, now_ms: int) -> Decision:
             return _change(state, command, now_ms)
         case Adjust():
             return _adjust(state, command, now_ms)
+        case FollowSubscription():
+            return follow(state, command, now_ms)
         case _:
             assert_never(command)
 
@@ -102,27 +106,10 @@ def commit(state: OrganizationState, decision: Decision) -> None:
 def _tick(state: OrganizationState, now_ms: int) -> Decision:
     draft = Draft(state, now_ms)
     while now_ms >= draft.period.end_ms:
-        _open_next_period(draft)
+        turn_period(draft, draft.period.end_ms)
+    expire_payment_grace(draft)
     _lose_silent_tasks(draft)
     return draft.conclude(Done())
-
-
-def _open_next_period(draft: Draft) -> None:
-    """End the period by the clock: what is pending belongs to it; its counter is never zeroed."""
-    draft.record_all()
-    ended = attrs.evolve(draft.period, closed=True, terms_seq=draft.terms.seq)
-    draft.closed[ended.start_ms] = ended
-    taken = {period.label for period in (*draft.state.closed_periods, *draft.closed.values())}
-    start_ms = ended.end_ms
-    draft.period = Period(
-        start_ms=start_ms,
-        end_ms=next_month_start_ms(start_ms),
-        label=label_for(start_ms, taken),
-        terms_seq=draft.terms.seq,
-    )
-    for task in list(draft.running()):  # projected use of the new period counts from its start
-        if task.burning_from_ms < start_ms:
-            draft.put(attrs.evolve(task, burning_from_ms=start_ms))
 
 
 def _lose_silent_tasks(draft: Draft) -> None:
@@ -211,8 +198,11 @@ def _heartbeat(state: OrganizationState, command: Heartbeat, now_ms: int) -> Dec
         decision = decide_at_once(state, known, command.elapsed_ms, now_ms)
         if decision is not None:
             return decision
-    else:
-        known = _known(state, command.task_id, command.recalled)
+    return _heartbeat_in_full(state, command, now_ms)
+
+
+def _heartbeat_in_full(state: OrganizationState, command: Heartbeat, now_ms: int) -> Decision:
+    known = _known(state, command.task_id, command.recalled)
     if known is None:
         return Decision(_absent(command.task_id, command.recalled))
     if known.state is TaskState.FINISHED:
@@ -325,14 +315,12 @@ def _finish(state: OrganizationState, command: FinishTask, now_ms: int) -> Decis
 
 
 def _change(state: OrganizationState, command: ChangeOrganization, now_ms: int) -> Decision:
+    is_managed = state.profile.cycle is not None
+    if is_managed and command.plan not in (None, state.terms.plan):
+        return Decision(PlanManagedByStripe())
     draft = Draft(state, now_ms)
     terms = _changed_terms(state, command, now_ms)
-    if terms is not state.terms:
-        draft.record_all()  # what ran so far is priced under the terms it ran under
-        draft.terms, draft.terms_changed = terms, True
-        draft.period = attrs.evolve(draft.period, terms_seq=terms.seq)
-        draft.rearm()
-        draft.notices.append(TermsChanged(terms=terms))
+    enact_terms(draft, terms)
     profile = _changed_profile(state.profile, command)
     if profile != state.profile:
         draft.profile = profile
@@ -401,6 +389,7 @@ def _adjust(state: OrganizationState, command: Adjust, now_ms: int) -> Decision:
     if not period.closed:
         draft.record_all()
         period = draft.period
+    first = len(draft.rows)  # before it: rows of tasks, recorded under the total so far
     draft.adjust(period, terms, command.agent_ms, _json({"reason": command.audited.reason}))
     draft.audit = _audit_entry(
         draft,
@@ -409,7 +398,7 @@ def _adjust(state: OrganizationState, command: Adjust, now_ms: int) -> Decision:
         before={"billing_period": period.label, "used_ms": used_ms},
         after={"billing_period": period.label, "used_ms": used_ms + command.agent_ms},
     )
-    return draft.conclude(Adjusted(rows=tuple(draft.rows)))
+    return draft.conclude(Adjusted(rows=tuple(draft.rows[first:])))
 
 
 def _adjusted_period(state: OrganizationState, command: Adjust) -> tuple[Period, Terms] | None:

@@ -14,6 +14,7 @@ import enum
 
 import attrs
 
+from meterd.core.cycle import Cycle
 from meterd.core.period import Period
 from meterd.core.plan import Catalogue, Terms
 from meterd.core.task import LOST_REPORTS_MS, Plausibility, Task, TaskState
@@ -57,6 +58,8 @@ class Rules:
     tasks_per_agent: int = 8
     catalogue: Catalogue
     plausibility: Plausibility = Plausibility.ENFORCE
+    payment_grace_ms: int = 7 * DAY_MS
+    """How long work goes on after a cycle invoice's first failed payment."""
 
     @property
     def heartbeat_interval_ms(self) -> int:
@@ -73,6 +76,12 @@ class Profile:
     holds: frozenset[Hold] = frozenset()
     hold_reason: str | None = None
     created_at_ms: int
+    cycle: Cycle | None = None
+    """The live subscription that plan and periods follow; `None`: neither is Stripe's."""
+    past_due_since_ms: int | None = None
+    """First failure of the oldest unpaid cycle invoice."""
+    billing_alerts: frozenset[str] = frozenset()
+    """What is doubtful about the subscriptions, each reported once."""
 
     @property
     def hold(self) -> Hold | None:
@@ -168,7 +177,10 @@ def apply(state: OrganizationState, facts: Facts) -> None:
         return
     assert facts.seq == state.seq + 1, ("facts out of order", facts.seq, state.seq)
     if facts.terms is not None:
-        state.earlier_terms[state.terms.seq] = state.terms
+        # A period may close in the same decision that changes the terms.
+        known = (*state.closed_periods, *facts.periods)
+        if any(period.terms_seq == state.terms.seq for period in known):
+            state.earlier_terms[state.terms.seq] = state.terms
         state.terms = facts.terms
     if facts.profile is not None:
         state.profile = facts.profile
