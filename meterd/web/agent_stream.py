@@ -118,7 +118,7 @@ async def _contained(work: Callable[[], Awaitable[None]], transport: StreamTrans
 
 
 @agent_stream.before_websocket
-def name_websocket() -> None:
+async def name_websocket() -> None:
     """Give the upgrade request an id, as every request has."""
     g.request_id = new_request_id(services().ids)
 

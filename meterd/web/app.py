@@ -82,12 +82,13 @@ def make_application(services: WebServices) -> QuartTrio:
     for blueprint in (quota, tasks, agent_stream, admin_organizations, admin_actors, health):
         app.register_blueprint(blueprint)
 
+    # Every hook is async: Quart runs plain functions in threads.
     @app.before_request
-    def name_request() -> None:
+    async def name_request() -> None:
         g.request_id = new_request_id(services.ids)
 
     @app.after_request
-    def add_headers(answer: Response) -> Response:
+    async def add_headers(answer: Response) -> Response:
         for name, value in (*COMMON_HEADERS, ("x-request-id", request_id())):
             answer.headers[name] = value
         return answer
