@@ -588,3 +588,85 @@ def test_a_request_meterd_could_only_refuse_is_refused_here(
     """The mistake shows where it was made, with the value in the message."""
     with pytest.raises(ValueError):  # noqa: PT011 - each message names its own field
         TaskRequest(**request_fields)  # type: ignore[arg-type]
+
+
+def local_world() -> World:
+    """Give a world whose task runs without meterd, its first start lost on the way."""
+    world = World(unreachable=FailOpen())
+    world.start()
+    world.connect()
+    world.outgoing.clear()
+    world.advance(12_000)
+    world.cut()
+    world.advance(1_000)
+    world.connect()
+    return world
+
+
+def test_a_start_that_may_have_arrived_is_probed_by_a_report_and_not_said_differently() -> None:
+    """With more time on it, it would be another request under the same id: a conflict."""
+    world = local_world()
+    probed = [sent.message["type"] for sent in world.outgoing]
+    world.flow()
+
+    assert probed == ["heartbeat"]
+    assert world.sent("type", "elapsed_ms") == [("heartbeat", 3_000), ("start", 3_000)]
+
+
+def test_a_conflict_with_its_own_earlier_start_does_not_stop_a_task() -> None:
+    """The first start was only slow: the server knows the task after all."""
+    world = World(unreachable=FailOpen())
+    run = world.start()
+    world.advance(12_000)
+    world.connect()
+    slow = world.outgoing.pop()
+    world.cut()
+    world.advance(1_000)
+    world.connect()
+    world.deliver()
+    world.answer()
+    world.outgoing.insert(0, slow)
+    world.flow()
+    world.advance(4_000)
+    world.finish()
+    world.flow()
+
+    assert world.sent("type") == [
+        ("heartbeat",),
+        ("start",),
+        ("start",),
+        ("heartbeat",),
+        ("finish",),
+    ]
+    assert run.stop is None
+    assert run.settled_ms == run.ran_ms == 7_000
+
+
+def test_an_answer_to_an_older_message_is_not_taken_for_one_to_a_newer() -> None:
+    """`task_unknown` about the probe says nothing once the task has been declared."""
+    world = local_world()
+    world.deliver()
+    world.answer(again=True)
+    world.deliver()
+    world.answer(1)
+    world.answer()
+    world.advance(2_000)
+    world.flow()
+    world.finish()
+    world.flow()
+
+    assert world.sent("type") == [("heartbeat",), ("start",), ("finish",)]
+
+
+def test_a_given_up_start_that_never_arrived_is_not_declared_for_the_sake_of_ending_it() -> None:
+    """Nothing ran, and meterd knows nothing of it: both sides agree already."""
+    world = World()
+    world.start()
+    world.connect()
+    world.outgoing.clear()
+    world.finish()
+    world.flow()
+
+    assert world.book.tasks == {}
+    assert world.sent("type") == [("finish",)]
+    assert world.session.task_count == 0
