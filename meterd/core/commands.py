@@ -12,6 +12,7 @@ from meterd.core.organization import Facts, Hold, Profile, QuotaState
 from meterd.core.period import Period
 from meterd.core.plan import UNSET, Contract, Terms, Tier, Unset
 from meterd.core.quota import DenialReason
+from meterd.core.subscription import Invoice, Subscription
 from meterd.core.task import Task, TaskInfo, TaskOutcome
 from meterd.core.usage import UsageRow
 
@@ -101,7 +102,25 @@ class Adjust:
     recalled: RecalledPeriod | None = None
 
 
-Command = Tick | StartTask | Heartbeat | FinishTask | ChangeOrganization | Adjust
+@attrs.frozen(kw_only=True)
+class FollowSubscription:
+    """Bring plan, periods and payment state in line with what Stripe shows now.
+
+    Give every subscription of the organization that is not known to have ended long ago: one that
+    ended is news once, and whatever an operator did since then stays.
+    """
+
+    subscriptions: tuple[Subscription, ...]
+    invoices: tuple[Invoice, ...] = ()
+    customer_id: str | None = None
+    """Linked when the organization has no customer yet."""
+    reason: str
+    """The signal that led here, for the audit log."""
+
+
+Command = (
+    Tick | StartTask | Heartbeat | FinishTask | ChangeOrganization | Adjust | FollowSubscription
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -195,6 +214,11 @@ class ExceedsHardLimit:
 
 
 @attrs.frozen(kw_only=True)
+class PlanManagedByStripe:
+    """A live subscription decides the plan: nothing was changed."""
+
+
+@attrs.frozen(kw_only=True)
 class PeriodUnknown:
     """The organization never had this billing period."""
 
@@ -214,6 +238,7 @@ Outcome = (
     | CreditExceedsUsage
     | ExceedsHardLimit
     | PeriodUnknown
+    | PlanManagedByStripe
 )
 
 

@@ -249,6 +249,32 @@ class Draft:
         self.rows.extend(rows)
         return booked
 
+    # --- periods that began earlier than was known ------------------------------------------
+
+    def unbill_after(self, instant_ms: int) -> list[tuple[str, int, int]]:
+        """Take pending time after an instant off the open period; return (task, from, until)."""
+        taken = []
+        for task in list(self.running()):
+            after_ms = min(task.pending_ms, task.metered_until_ms - instant_ms)
+            if after_ms <= 0:
+                continue
+            until_ms = task.metered_until_ms
+            self.put(
+                attrs.evolve(
+                    task,
+                    metered_ms=task.metered_ms - after_ms,
+                    metered_until_ms=until_ms - after_ms,
+                )
+            )
+            used_ms = self.period.used_ms - after_ms
+            self.period = attrs.evolve(self.period, used_ms=used_ms)
+            taken.append((task.info.task_id, until_ms - after_ms, until_ms))
+        return taken
+
+    def bill_again(self, task_id: str, start_ms: int, end_ms: int) -> None:
+        """Bill time that `unbill_after` took off, under the limit of the period open now."""
+        self._meter_open(task_id, start_ms, end_ms)
+
     # --- conclusion -------------------------------------------------------------------------
 
     def find(self, kind: str, detail_json: str) -> None:

@@ -213,10 +213,22 @@ def silent_at_ms(state: OrganizationState) -> int | None:
     return None
 
 
+def grace_end_ms(state: OrganizationState) -> int | None:
+    """Return when an unpaid invoice will suspend the organization; None: nothing will."""
+    since_ms = state.profile.past_due_since_ms
+    if since_ms is None or Hold.PAYMENT in state.profile.holds:
+        return None
+    return since_ms + state.rules.payment_grace_ms
+
+
 def is_due(state: OrganizationState, now_ms: int) -> bool:
-    """Tell whether the clock alone has changed something: a period's end or a silent task."""
+    """Tell whether the clock alone has changed something: an end of time, or a silent task."""
     if now_ms >= state.period.end_ms:
         return True
+    if state.profile.past_due_since_ms is not None:
+        grace_end = grace_end_ms(state)
+        if grace_end is not None and now_ms >= grace_end:
+            return True
     silent_at = silent_at_ms(state)
     return silent_at is not None and now_ms >= silent_at
 
@@ -224,10 +236,13 @@ def is_due(state: OrganizationState, now_ms: int) -> bool:
 def next_wakeup_ms(state: OrganizationState, now_ms: int) -> int:
     """Return the next instant at which time alone changes something: the actor's timer.
 
-    That is the period's end, the next silent task, the next threshold or the hard limit itself:
-    n burning tasks burn n milliseconds of quota in one, so the instant is known exactly.
+    That is the end of the period or of the payment grace, the next silent task, the next
+    threshold or the hard limit itself: n burning tasks burn n milliseconds of quota in one, so
+    the instant is known exactly.
     """
     wakeup_ms = state.period.end_ms
+    if state.profile.past_due_since_ms is not None:
+        wakeup_ms = min(wakeup_ms, grace_end_ms(state) or wakeup_ms)
     silent_at = silent_at_ms(state)
     if silent_at is not None and silent_at < wakeup_ms:
         wakeup_ms = silent_at
