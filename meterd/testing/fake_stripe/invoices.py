@@ -48,7 +48,11 @@ def open_draft(
         }
         invoice["collection_method"] = subscription["collection_method"]
         if reason != "manual":
-            invoice["discounts"] = list(subscription["discounts"])
+            invoice["discounts"] = [
+                discount_id
+                for discount_id in subscription["discounts"]
+                if not _has_ended(world, discount_id)
+            ]
             subscription["latest_invoice"] = invoice["id"]
         if subscription["days_until_due"] is not None:
             invoice["due_date"] = world.now_s + subscription["days_until_due"] * 86_400
@@ -301,6 +305,11 @@ def finalize(world: World, invoice: Json, *, collects: bool) -> None:
         collect(world, invoice)
 
 
+def _has_ended(world: World, discount_id: str) -> bool:
+    end_s = world.get("discount", discount_id)["end"]
+    return end_s is not None and end_s <= world.now_s
+
+
 def _spend_once_discounts(world: World, invoice: Json) -> None:
     subscription = standing.subscription_of(world, invoice)
     if subscription is None:
@@ -308,8 +317,7 @@ def _spend_once_discounts(world: World, invoice: Json) -> None:
     for discount_id in list(subscription["discounts"]):
         discount = world.get("discount", discount_id)
         coupon = world.find(discount["source"]["coupon"])
-        ended = discount["end"] is not None and discount["end"] <= world.now_s
-        if ended or (coupon is not None and coupon["duration"] == "once"):
+        if _has_ended(world, discount_id) or (coupon is not None and coupon["duration"] == "once"):
             subscription["discounts"].remove(discount_id)
             world.emit("customer.discount.deleted", discount)
 
