@@ -1,0 +1,335 @@
+"""The composition root: what stands behind which port, what starts first, what stops last.
+
+Everything is nested inside what it uses: front door in actors, actors in pools, pools in owner
+lock, lock in database. Whatever ends, ends from the inside out, so the last flush always finds
+its database. Stopping has phases, each with a deadline of its own (`_stop`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import attrs
+import structlog
+import trio
+from typed_settings import Secret
+
+from meterd.actors.inspection import Inspector
+from meterd.actors.keyring import KeyRing
+from meterd.actors.ledger import FlushPolicy, Ledger
+from meterd.actors.organizations import ActorPolicy, Decide, Organizations
+from meterd.actors.supervisor import Service
+from meterd.adapters.asyncio_thread import AsyncioThread, open_asyncio_thread
+from meterd.adapters.catalogue import load_catalogue
+from meterd.adapters.clock import SystemClock
+from meterd.adapters.embedded_postgres import open_embedded_postgres
+from meterd.adapters.ids import IdSource
+from meterd.adapters.postgres.durability import assert_durable_settings
+from meterd.adapters.postgres.last_record import last_recorded_ms
+from meterd.adapters.postgres.migrate import Migrations
+from meterd.adapters.postgres.owner import Ownership, own_database
+from meterd.adapters.postgres.pool import (
+    PostgresPools,
+    open_dedicated_connection,
+    open_postgres_pools,
+)
+from meterd.adapters.postgres.store import PostgresStore
+from meterd.config import Config
+from meterd.core.decide import decide
+from meterd.core.organization import Rules
+from meterd.core.supervision import StrikePolicy
+from meterd.core.task import Plausibility
+from meterd.core.units import DAY_MS, SECOND_MS, rfc3339
+from meterd.errors import ConfigError
+from meterd.web.app import WebServices, create_app
+from meterd.web.front_door import FrontDoor, FrontDoorLimits, TrustedProxies, open_listeners
+from meterd.web.readiness import Readiness
+
+
+log = structlog.get_logger(__name__)
+
+CLOCK_AHEAD_MAX_MS = 35 * DAY_MS
+"""A clock further than this past the last committed row is more likely wrong than right."""
+
+Say = Callable[[str], None]
+
+
+@attrs.frozen(kw_only=True)
+class Meterd:
+    """A running meterd, as tests and the command line see it."""
+
+    config: Config
+    url: str
+    organizations: Organizations
+    inspector: Inspector
+    door: FrontDoor
+    keyring: KeyRing
+    stop: Callable[[], None]
+    """Begin a clean stop; `run_meterd` returns when it is done."""
+
+
+async def run_meterd(
+    config: Config,
+    *,
+    say: Say,
+    decide_with: Decide = decide,
+    task_status: trio.TaskStatus[Meterd] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run the whole service until a signal or `Meterd.stop`, then stop it in order.
+
+    Reports started when it accepts requests. `say` gets sentences for the operator.
+    Errors: ConfigError, OwnedElsewhereError, EmbeddedPostgresError, StoreError before it is ready;
+    OwnershipLostError or EscalatedError when it cannot go on.
+    """
+    catalogue = load_catalogue(config.plans)
+    clock = SystemClock(on_jump=_report_jump)
+    chance = random.SystemRandom()
+    ids = IdSource(clock.now_ms, chance)
+    async with (
+        open_asyncio_thread() as portal,
+        _database(portal, config, say) as dsn,
+        _owned(portal, config, dsn, say) as owner,
+        open_postgres_pools(portal, dsn) as pools,
+    ):
+        await _check_clock(pools, config, clock)
+        store = PostgresStore(pools, epoch=owner.epoch, clock=clock)
+        ledger = Ledger(
+            store,
+            clock=clock,
+            ids=ids,
+            jitter=_jitter(chance),
+            policy=FlushPolicy(
+                interval_ms=config.flush_interval_ms,
+                rows_max=config.flush_rows_max,
+                journal_max=config.journal_commits_max,
+            ),
+        )
+        organizations = Organizations(
+            store,
+            ledger,
+            rules=Rules(
+                catalogue=catalogue,
+                task_timeout_ms=config.task_timeout_ms,
+                record_interval_ms=config.record_interval_ms,
+                tasks_per_agent=config.tasks_per_agent,
+                plausibility=Plausibility(config.plausibility),
+            ),
+            clock=clock,
+            ids=ids,
+            jitter=_jitter(chance),
+            policy=_actor_policy(config),
+            decide=decide_with,
+        )
+        keyring = await KeyRing.open(
+            store,
+            clock=clock,
+            ids=ids,
+            chance=chance.randbytes,
+            pepper=_secret(config.key_pepper),
+            admin_key=_secret(config.admin_key),
+            say=say,
+        )
+        services = [
+            Service("ledger", ledger.run, clock=clock),
+            Service("activation", organizations.activation.run, clock=clock),
+            Service("timers", organizations.timers.run, clock=clock),
+            Service("janitor", organizations.run_janitor, clock=clock),
+            Service("keyring", keyring.watch, clock=clock),
+            Service("owner", owner.keep, clock=clock),
+        ]
+        readiness = Readiness(organizations, services, clock=clock)
+        inspector = Inspector(organizations, services)
+        web = WebServices(
+            organizations=organizations,
+            inspector=inspector,
+            keyring=keyring,
+            directory=store,
+            readiness=readiness,
+            clock=clock,
+            ids=ids,
+            config=config,
+        )
+        async with trio.open_nursery() as actors:
+            for service in services:
+                actors.start_soon(service.run)
+            await organizations.activate_at_work()
+            await _serve(config, web, task_status)
+            actors.cancel_scope.cancel()
+
+
+async def _serve(config: Config, web: WebServices, task_status: trio.TaskStatus[Meterd]) -> None:
+    """Open the front door until a stop is asked for, then stop in order."""
+    wired = create_app(web)
+    door = FrontDoor(
+        wired.app,
+        new_request_id=wired.new_request_id,
+        limits=_door_limits(config),
+        hot_path=wired.hot_path,
+        stream_gate=wired.stream_gate,
+        trusted_proxies=TrustedProxies(map(str, config.trusted_proxies)),
+    )
+    stopping = trio.Event()
+    listeners = await _listen(config)
+    url = _url_of(listeners)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_on_signal, stopping)
+        await nursery.start(door.serve, listeners)
+        web.readiness.is_accepting = True
+        task_status.started(
+            Meterd(
+                config=config,
+                url=url,
+                organizations=web.organizations,
+                inspector=web.inspector,
+                door=door,
+                keyring=web.keyring,
+                stop=stopping.set,
+            )
+        )
+        await stopping.wait()
+        with trio.CancelScope(shield=True):  # every phase has its own deadline
+            await _stop(config, web, door)
+        nursery.cancel_scope.cancel()
+
+
+async def _stop(config: Config, web: WebServices, door: FrontDoor) -> None:
+    """Stop from the outside in: no new work, answer what is open, then flush to zero."""
+    log.info("stopping", unflushed=web.organizations.ledger.unflushed)
+    web.readiness.is_accepting = False
+    door.stop_accepting()
+    await door.drained(timeout_ms=config.shutdown_requests_ms)
+    door.abort_all()
+    web.organizations.stop()
+    ledger = web.organizations.ledger
+    with trio.move_on_after(config.shutdown_flush_ms / SECOND_MS):
+        await ledger.drained()
+    if ledger.unflushed:
+        log.error("stopped_with_unflushed_facts", unflushed=ledger.unflushed)
+    else:
+        log.info("stopped")
+
+
+async def _stop_on_signal(stopping: trio.Event) -> None:
+    """Stop cleanly on the first SIGTERM or SIGINT, at once on the second."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            if stopping.is_set():
+                log.error("stopped_by_second_signal")
+                os._exit(1)
+            stopping.set()
+
+
+@contextlib.asynccontextmanager
+async def _database(portal: AsyncioThread, config: Config, say: Say) -> AsyncIterator[str]:
+    """Give the URL of the database to use: the configured one, or an embedded server's."""
+    if config.database_url is not None:
+        yield config.database_url.get_secret_value()
+        return
+    assert config.data_dir is not None, "the configuration names one of the two"
+    async with (
+        open_embedded_postgres(portal, config.data_dir, on_progress=say) as server,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(server.keep_running)
+        yield server.dsn
+        nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _owned(
+    portal: AsyncioThread, config: Config, dsn: str, say: Say
+) -> AsyncIterator[Ownership]:
+    """Own the database, brought to this version's schema, for the length of the block."""
+    async with open_dedicated_connection(portal, dsn, name="start") as connection:
+        await connection.run(
+            "check the database's settings",
+            functools.partial(
+                assert_durable_settings, is_unsafe_allowed=config.allow_unsafe_database
+            ),
+        )
+    await Migrations(portal, dsn).upgrade(say)
+    async with own_database(
+        portal,
+        dsn,
+        owner=f"{socket.gethostname()} process {os.getpid()}",
+        wait_ms=config.owner_wait_ms,
+        takeover=config.takeover,
+    ) as owner:
+        yield owner
+
+
+async def _check_clock(pools: PostgresPools, config: Config, clock: SystemClock) -> None:
+    """Refuse to meter with a clock that contradicts what is already recorded."""
+    last_ms = await last_recorded_ms(pools)
+    now_ms = clock.now_ms()
+    if last_ms is None or last_ms <= now_ms <= last_ms + CLOCK_AHEAD_MAX_MS:
+        return
+    text = (
+        f"the clock says {rfc3339(now_ms)} and the last record is from {rfc3339(last_ms)}: "
+        "correct the clock, or accept it with --accept-clock"
+    )
+    if not config.accept_clock:
+        raise ConfigError(text)
+    log.warning("clock_accepted", now=rfc3339(now_ms), last_record=rfc3339(last_ms))
+
+
+def _secret(secret: Secret[str] | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _actor_policy(config: Config) -> ActorPolicy:
+    return ActorPolicy(
+        mailbox_max=config.mailbox_max,
+        ask_timeout_ms=config.ack_timeout_ms,
+        ack_timeout_ms=config.ack_timeout_ms,
+        passivate_after_ms=config.passivate_after_ms,
+        strikes=StrikePolicy(
+            strikes_max=config.strikes_max,
+            window_ms=config.strikes_window_ms,
+            quarantine_ms=config.quarantine_ms,
+        ),
+    )
+
+
+def _door_limits(config: Config) -> FrontDoorLimits:
+    return FrontDoorLimits(
+        connections_max=config.connections_max,
+        connections_per_address_max=config.connections_per_address_max,
+        stream_message_bytes_max=config.frame_bytes_max,
+        stream_idle_ms=config.stream_idle_ms,
+        stream_ping_ms=min(30_000, config.stream_idle_ms // 3),
+    )
+
+
+async def _listen(config: Config) -> list[trio.SocketListener]:
+    try:
+        return await open_listeners(config.bind.host, config.bind.port)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {config.bind}: {error.strerror or error}. "
+            "Stop what uses the address, or choose another with --bind."
+        ) from error
+
+
+def _url_of(listeners: list[trio.SocketListener]) -> str:
+    host, port, *_ = listeners[0].socket.getsockname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _jitter(chance: random.Random) -> Iterator[float]:
+    """Yield numbers in [0, 1) that spread retries apart."""
+    while True:
+        yield chance.random()
+
+
+def _report_jump(jump_ms: int) -> None:
+    if jump_ms:
+        log.error("clock_jump", jump_ms=jump_ms, advice="correct the clock or restart meterd")
+    else:
+        log.info("clock_jump_over")
