@@ -184,3 +184,83 @@ def test_command_prints_its_url_and_stops_when_told() -> None:
 
     assert state["objects"] == {}
     assert code == 0
+
+
+async def test_portal_configuration_is_listed_changed_and_enforced(
+    shop: Shop, fake: FakeStripe
+) -> None:
+    """What a configuration does not allow, a visitor cannot do."""
+    api = shop.client.v1.billing_portal
+    with pytest.raises(stripe.InvalidRequestError, match="default configuration"):
+        await api.sessions.create_async({"customer": shop.customer})
+    await shop.subscribe(shop.starter)
+    made = await api.configurations.create_async(
+        {
+            "features": {"invoice_history": {"enabled": True}},
+            "business_profile": {"headline": "meterd"},
+            "default_return_url": "https://example.com/back",
+        }
+    )
+    session = await api.sessions.create_async({"customer": shop.customer, "configuration": made.id})
+    assert (made.is_default, session.return_url) == (True, "https://example.com/back")
+    async with httpx.AsyncClient(follow_redirects=True) as browser:
+        refused = await browser.post(session.url, data={"price": shop.pro})
+        assert (refused.status_code, "does not allow" in refused.text) == (400, True)
+        refused = await browser.post(session.url, data={"cancel": "1"})
+        assert refused.status_code == 400
+
+        changed = await api.configurations.update_async(
+            made.id,
+            {
+                "features": {
+                    "subscription_cancel": {"enabled": True, "mode": "immediately"},
+                    "subscription_update": {
+                        "enabled": True,
+                        "default_allowed_updates": ["price"],
+                        "products": [{"product": "prod_any", "prices": [shop.pro]}],
+                        "proration_behavior": "create_prorations",
+                    },
+                },
+                "metadata": {"a": "b"},
+            },
+        )
+        assert (await browser.post(session.url, data={"price": shop.pro})).status_code == 200
+        assert fake.objects("subscription")[0]["items"]["data"][0]["price"]["id"] == shop.pro
+        await browser.post(session.url, data={"cancel": "1"})
+    assert fake.objects("subscription")[0]["status"] == "canceled"
+    assert changed.features.subscription_cancel.mode == "immediately"
+    again = await api.configurations.retrieve_async(made.id)
+    listed = await api.configurations.list_async({"is_default": True})
+    assert [each.id for each in listed.data] == [again.id]
+
+
+async def test_sessions_are_listed_and_expired_by_request(shop: Shop) -> None:
+    """And refuse modes and lines that are not modelled or not there."""
+    first = await checkout(shop, customer=shop.customer, metadata={"a": "b"})
+    await checkout(shop)
+    api = shop.client.v1.checkout.sessions
+    await api.expire_async(first.id)
+    assert [each.id for each in (await api.list_async({"customer": shop.customer})).data] == [
+        first.id
+    ]
+    assert [each.id for each in (await api.list_async({"status": "expired"})).data] == [first.id]
+    with pytest.raises(stripe.InvalidRequestError):
+        await api.expire_async(first.id)
+    refused: tuple[dict[str, object], ...] = (
+        {"mode": "payment"},
+        {"line_items": []},
+        {"line_items": [{"quantity": 1}]},
+    )
+    for wrong in refused:
+        with pytest.raises(stripe.InvalidRequestError):
+            await checkout(shop, **wrong)
+
+
+async def test_trial_by_checkout_needs_no_payment(shop: Shop, fake: FakeStripe) -> None:
+    """The session completes with `no_payment_required`."""
+    session = await checkout(shop, subscription_data={"trial_period_days": 14})
+    done = fake.complete_checkout(session.id)
+    assert (done["payment_status"], fake.objects("subscription")[0]["status"]) == (
+        "no_payment_required",
+        "trialing",
+    )
