@@ -409,7 +409,7 @@ class OrganizationMachine(RuleBasedStateMachine):
 
     @rule(share=st.integers(0, 100))
     def restart(self, share: int) -> None:
-        """Restore what was flushed, then the journal, as after kill -9: tasks get a fresh time-out."""
+        """Restore what was flushed, then the journal, after a crash; tasks get a fresh time-out."""
         count = len(self.store.facts) * share // 100
         self.book.serving_ms = self.now_ms
         self.state = restore(
