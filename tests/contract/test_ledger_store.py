@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from meterd.adapters.postgres.store import PostgresStore
+from meterd.core.cycle import Cycle
 from meterd.core.organization import Hold
 from meterd.core.plan import Contract, Resource, Tier
 from meterd.core.task import TaskOutcome, TaskState
@@ -70,7 +71,11 @@ async def test_every_value_of_the_core_survives_flush_and_load(store: Store) -> 
     lost = make_task("t2", state=TaskState.LOST, ended_at_ms=NOW_MS, seq=3)
     profile = make_profile(
         name="Änder GmbH", stripe_customer_id="cus_1", hold_reason="asked",
-        holds=frozenset({Hold.OPERATOR, Hold.PAYMENT}),
+        holds=frozenset({Hold.OPERATOR, Hold.PAYMENT}), past_due_since_ms=NOW_MS + 7,
+        billing_alerts=frozenset({"several_live_subscriptions:sub_1,sub_2", "quantity_not_one:2"}),
+        cycle=Cycle(
+            subscription_id="sub_1", start_ms=NOW_MS, end_ms=NOW_MS + 9, anchor_ms=1, months=12
+        ),
     )  # fmt: skip
 
     batch = make_batch(

@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from meterd.core.cycle import Cycle
 from meterd.core.ids import fact_id
 from meterd.core.money import round_to_cents
 from meterd.core.organization import AuditEntry, Finding, Hold, Profile
@@ -111,6 +112,9 @@ def profile_columns(organization_id: str, profile: Profile) -> Columns:
         Hold.OPERATOR in profile.holds,
         Hold.PAYMENT in profile.holds,
         profile.hold_reason,
+        *_cycle_columns(profile.cycle),
+        _optional_instant(profile.past_due_since_ms),
+        "\n".join(sorted(profile.billing_alerts)),
     )
 
 
@@ -123,6 +127,33 @@ def profile_from(record: Mapping[str, Any]) -> Profile:
         holds=frozenset(hold for hold, column in holds if record[column]),
         hold_reason=record["hold_reason"],
         created_at_ms=from_datetime(record["created_at"]),
+        cycle=_cycle_from(record),
+        past_due_since_ms=_optional_ms(record["past_due_since"]),
+        billing_alerts=frozenset(record["billing_alerts"]),
+    )
+
+
+def _cycle_columns(cycle: Cycle | None) -> Columns:
+    if cycle is None:
+        return (None,) * 5
+    return (
+        cycle.subscription_id,
+        to_datetime(cycle.start_ms),
+        to_datetime(cycle.end_ms),
+        to_datetime(cycle.anchor_ms),
+        cycle.months,
+    )
+
+
+def _cycle_from(record: Mapping[str, Any]) -> Cycle | None:
+    if record["cycle_subscription_id"] is None:
+        return None
+    return Cycle(
+        subscription_id=record["cycle_subscription_id"],
+        start_ms=from_datetime(record["cycle_start"]),
+        end_ms=from_datetime(record["cycle_end"]),
+        anchor_ms=from_datetime(record["cycle_anchor"]),
+        months=record["cycle_months"],
     )
 
 
@@ -355,6 +386,10 @@ def key_from(record: Mapping[str, Any]) -> StoredKey:
         created_by=record["created_by"],
         revoked_at_ms=_optional_ms(record["revoked_at"]),
     )
+
+
+def _optional_instant(instant_ms: int | None) -> datetime | None:
+    return None if instant_ms is None else to_datetime(instant_ms)
 
 
 def _optional_ms(instant: datetime | None) -> int | None:

@@ -38,6 +38,8 @@ UPDATE organizations SET stripe_customer_id = $2, updated_at = now() WHERE id = 
 -- name: organizations
 SELECT
     o.id, o.name, o.stripe_customer_id, o.operator_hold, o.payment_hold, o.hold_reason,
+    o.cycle_subscription_id, o.cycle_start, o.cycle_end, o.cycle_anchor, o.cycle_months,
+    o.past_due_since, o.billing_alerts,
     o.created_at,
     (
         t.terms_seq, t.effective_at, t.plan_tier, t.contract, t.trialing, t.limits, t.reason

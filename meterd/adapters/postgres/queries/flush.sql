@@ -29,9 +29,20 @@ ON CONFLICT (organization_id, terms_seq) DO NOTHING
 -- A profile has no seq of its own: it is written with the position, or not at all.
 UPDATE organizations o SET
     name = x.name, stripe_customer_id = x.stripe_customer_id, operator_hold = x.operator_hold,
-    payment_hold = x.payment_hold, hold_reason = x.hold_reason, updated_at = now()
-FROM unnest($1::text[], $2::text[], $3::text[], $4::bool[], $5::bool[], $6::text[])
-    AS x (organization_id, name, stripe_customer_id, operator_hold, payment_hold, hold_reason)
+    payment_hold = x.payment_hold, hold_reason = x.hold_reason,
+    cycle_subscription_id = x.cycle_subscription_id, cycle_start = x.cycle_start,
+    cycle_end = x.cycle_end, cycle_anchor = x.cycle_anchor, cycle_months = x.cycle_months,
+    past_due_since = x.past_due_since,
+    billing_alerts = string_to_array(x.billing_alerts, E'\n'), updated_at = now()
+FROM unnest(
+    $1::text[], $2::text[], $3::text[], $4::bool[], $5::bool[], $6::text[], $7::text[],
+    $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::int[], $12::timestamptz[],
+    $13::text[]
+) AS x (
+    organization_id, name, stripe_customer_id, operator_hold, payment_hold, hold_reason,
+    cycle_subscription_id, cycle_start, cycle_end, cycle_anchor, cycle_months, past_due_since,
+    billing_alerts
+)
 JOIN positions USING (organization_id)
 WHERE o.id = x.organization_id
 

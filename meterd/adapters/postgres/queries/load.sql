@@ -6,6 +6,8 @@
 -- Correlated on purpose: every part is an index look-up, however large the tables are.
 SELECT
     o.id, o.name, o.stripe_customer_id, o.operator_hold, o.payment_hold, o.hold_reason,
+    o.cycle_subscription_id, o.cycle_start, o.cycle_end, o.cycle_anchor, o.cycle_months,
+    o.past_due_since, o.billing_alerts,
     o.created_at, p.seq,
     ARRAY(
         SELECT (
