@@ -8,7 +8,7 @@ import pytest
 
 from meterd.core.organization import Hold
 from meterd.core.plan import Contract, Tier
-from meterd.core.task import TaskState
+from meterd.core.task import Task, TaskState
 from meterd.errors import CustomerTakenError
 from meterd.ports import OrganizationSummary
 from tests.contract.conftest import Store, written
@@ -103,12 +103,12 @@ async def test_pages_of_tasks_are_complete_newest_first(store: Store) -> None:
     ordered = sorted(tasks, key=lambda task: (-task.info.started_at_ms, task.task_id))
 
     for state in (None, TaskState.FINISHED, TaskState.LOST):
-        seen = []
+        found: list[Task] = []
         after = None
         while page := await store.tasks("org_1", state=state, after=after, limit=7):
-            seen += page
+            found += page
             after = (page[-1].info.started_at_ms, page[-1].task_id)
 
-        assert seen == [task for task in ordered if state is None or task.state is state]
+        assert found == [task for task in ordered if state is None or task.state is state]
 
     assert await store.tasks("org_none", state=None, after=None, limit=5) == []
