@@ -39,9 +39,6 @@ RETRY_AFTER_S = (
 )
 """Virtual seconds from one attempt to the next: three days in all, as in live mode."""
 
-ATTEMPT_TIMEOUT_S = 10.0
-"""Real seconds an endpoint has to answer."""
-
 assert sum(RETRY_AFTER_S) <= 3 * DAY_S
 
 
@@ -270,9 +267,10 @@ class Dispatcher:
             "stripe-signature": signature_header(payload, secrets, at_s=at_s),
             "user-agent": "Stripe/1.0 (+https://stripe.com/docs/webhooks)",
         }
+        timeout_s = self._world.settings.delivery_timeout_s
         try:
             answer = await client.post(
-                endpoint["url"], content=payload, headers=headers, timeout=ATTEMPT_TIMEOUT_S
+                endpoint["url"], content=payload, headers=headers, timeout=timeout_s
             )
         except httpx.TransportError:
             return None

@@ -215,15 +215,18 @@ async def open_fake_stripe(
     settings: Settings | None = None,
     start_s: int | None = None,
     ticks: bool = False,
+    wall_s: Callable[[], int] = wall_time_s,
     host: str = "127.0.0.1",
     port: int = 0,
 ) -> AsyncIterator[FakeStripe]:
     """Run a fake until the block ends.
 
     `start_s` is where its clock begins (default: the wall's now); with `ticks` it follows the
-    wall between jumps, otherwise it moves only by `advance`. Port 0 takes a free one.
+    wall between jumps, otherwise it moves only by `advance`. `wall_s` also stamps signatures.
+    Port 0 takes a free one.
     """
-    clock = VirtualClock(start_s=wall_time_s() if start_s is None else start_s, ticks=ticks)
+    began_s = wall_s() if start_s is None else start_s
+    clock = VirtualClock(start_s=began_s, ticks=ticks, wall_s=wall_s)
     world = World(clock=clock, seed=seed, settings=settings)
     chance = random.Random(seed + 1)  # noqa: S311 - reproducible on purpose
     fake = FakeStripe(world, Faults(chance=chance), chance)

@@ -71,6 +71,8 @@ class Settings:
         default="succeed", validator=attrs.validators.in_(("succeed", "fail", "none"))
     )
     """Outcome of a payment of a customer without an own one: `succeed`, `fail` or `none`."""
+    delivery_timeout_s: float = 10.0
+    """Real seconds a webhook endpoint has to answer."""
     events_kept_s: int = 30 * DAY_S
     idempotency_kept_s: int = 24 * HOUR_S
 

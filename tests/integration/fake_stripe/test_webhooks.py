@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import stripe
+import trio
 
 from meterd.testing.fake_stripe import FakeStripe
 from meterd.testing.fake_stripe.deliveries import signature_header
@@ -168,3 +169,37 @@ def test_signature_is_the_one_stripe_itself_would_make() -> None:
     assert made == stripe.WebhookSignature.generate_signature_header(
         '{"id": "evt_1"}', "whsec_a", 1_700_000_000
     )
+
+
+async def test_endpoint_that_hangs_is_not_waited_for(
+    fake: FakeStripe, receiver: Receiver, shop: Shop, nursery: trio.Nursery
+) -> None:
+    """A black hole costs its time-out, then counts as unanswered; others are served meanwhile."""
+    fake.settings.delivery_timeout_s = 0.1
+
+    async def hang(_stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, hang, listeners)
+    port = listeners[0].socket.getsockname()[1]
+    fake.add_endpoint(f"http://127.0.0.1:{port}/")
+    await shop.client.v1.customers.create_async({"email": "d@example.com"})
+    await fake.settle()
+
+    states = [(each.state, each.last_status) for each in fake.dispatcher.deliveries]
+    assert states == [("succeeded", 200), ("waiting", None)]
+    assert len(receiver.received) == 1
+
+
+async def test_one_change_may_be_told_by_two_events(
+    fake: FakeStripe, receiver: Receiver, shop: Shop
+) -> None:
+    """Idempotency by event id alone is not enough."""
+    fake.faults.twin_rate = 1.0
+    await shop.client.v1.customers.create_async({"email": "e@example.com"})
+    await fake.settle()
+
+    first, second = receiver.received
+    assert first["id"] != second["id"]
+    assert {**first, "id": second["id"]} == second
