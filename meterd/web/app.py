@@ -7,10 +7,11 @@ nothing of our inside is in it. No path is redirected: a trailing or a double sl
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Final
 
 import attrs
-from quart import Response, g
+from quart import Response, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -91,6 +92,8 @@ def make_application(services: WebServices) -> QuartTrio:
     async def add_headers(answer: Response) -> Response:
         for name, value in (*COMMON_HEADERS, ("x-request-id", request_id())):
             answer.headers[name] = value
+        if answer.status_code == HTTPStatus.NO_CONTENT or request.method == "OPTIONS":
+            answer.headers.pop("content-type", None)  # Quart names a type even for no content
         return answer
 
     @app.errorhandler(MeterdError)
