@@ -43,7 +43,7 @@ class Screen:
         title = "" if organization is None else organization.title
         line = Text.assemble((f"{at_s:3d} s ", "dim"), (f"{title:<12}", "bold"), " ", text)
         if self.live is None:
-            self.console.print(line)
+            self.console.print(line, soft_wrap=True)
         else:
             self.events.append(line)
 

@@ -1,0 +1,55 @@
+"""SIGTERM under load: answers go out, everything is flushed, nobody can hold the exit up."""
+
+from __future__ import annotations
+
+import json
+import socket
+from urllib.parse import urlsplit
+
+import pytest
+import trio
+
+from tests.integration.service.books import assert_books_are_right
+from tests.integration.service.harness import running_meterd
+from tests.integration.service.load import Books, run_agents
+from tests.integration.service.stream import open_stream
+
+
+pytestmark = pytest.mark.slow
+
+
+async def test_sigterm_under_load_with_a_client_that_never_reads_ends_within_ten_seconds(
+    database_url: str,
+) -> None:
+    """Exit 0, everything flushed, and the streams are told 1012 so that they come back."""
+    books = Books()
+    options = ("--database-url", database_url)
+    async with running_meterd(*options) as service:
+        key = await service.organization("acme", "enterprise")
+        target = urlsplit(service.url)
+        with socket.create_connection((target.hostname, target.port)) as never_reads:
+            request = (
+                f"GET /openapi.json HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n"
+            )
+            never_reads.sendall(request.encode() * 200)
+            async with open_stream(service.stream_url, key) as stream:
+                await stream.start("t", "a")
+                async with trio.open_nursery() as nursery:
+
+                    async def agents() -> None:
+                        await run_agents(service.url, key, books, agents=8, until=lambda: False)
+
+                    nursery.start_soon(agents)
+                    await trio.sleep(1.5)
+                    began = trio.current_time()
+                    assert await service.stop() == 0
+                    took_s = trio.current_time() - began
+                    nursery.cancel_scope.cancel()
+                await stream.socket.wait_closed()
+        log = [json.loads(line) for line in service.log if line.startswith("{")]
+
+    assert took_s < 10
+    assert stream.socket.close_code == 1012
+    assert [line for line in log if line["event"] == "stopped"]
+    assert not [line for line in log if line["event"] == "stopped_with_unflushed_facts"]
+    await assert_books_are_right(*options)
