@@ -49,8 +49,8 @@ class Acknowledgements:
         self._ack_timeout_ms = ack_timeout_ms
         self._on_rejected = on_rejected
         self._listeners: dict[str, list[Listener]] = {}
-        self._waiters: dict[str, list[tuple[int, Reply[None]]]] = {}
-        self._dropped: dict[str, tuple[int, int]] = {}
+        self._waiters: dict[str, dict[Reply[None], int]] = {}
+        self._dropped: dict[str, list[tuple[int, int]]] = {}
         ledger.listener = self
 
     async def durable(self, organization_id: str, seq: int) -> None:
@@ -63,21 +63,29 @@ class Acknowledgements:
             await trio.lowlevel.checkpoint()
             return
         reply: Reply[None] = Reply()
-        self._waiters.setdefault(organization_id, []).append((seq, reply))
+        self._waiters.setdefault(organization_id, {})[reply] = seq
         try:
             with trio.fail_after(self._ack_timeout_ms / SECOND_MS):
                 await reply.wait()
         except trio.TooSlowError as error:
             raise StoreUnavailableError("commit in time") from error
+        finally:
+            self._forget_waiter(organization_id, reply)
+
+    def _forget_waiter(self, organization_id: str, reply: Reply[None]) -> None:
+        """Let go of who gave up: during a long outage callers come again and again."""
+        waiters = self._waiters.get(organization_id)
+        if waiters is not None and waiters.pop(reply, None) is not None and not waiters:
+            del self._waiters[organization_id]
 
     def is_durable(self, organization_id: str, seq: int) -> bool:
         """Tell whether `seq` may be acknowledged now.
 
         Errors: ActorCrashedError when the store rejected it.
         """
-        lowest, highest = self._dropped.get(organization_id, (0, 0))
-        if lowest < seq <= highest:
-            raise _rejected_error()
+        for lowest, highest in self._dropped.get(organization_id, ()):
+            if lowest < seq <= highest:
+                raise _rejected_error()
         return seq <= self._ledger.durable_seq(organization_id)
 
     def listen(self, organization_id: str, listener: Listener) -> Callable[[], None]:
@@ -104,21 +112,17 @@ class Acknowledgements:
 
     def on_durable(self, organization_id: str, seq: int) -> None:
         """Wake who waits for facts up to `seq`; called by the ledger after a commit."""
-        waiters = self._waiters.pop(organization_id, None)
-        if waiters:
-            later = [waiter for waiter in waiters if waiter[0] > seq and not waiter[1].is_abandoned]
-            if later:
-                self._waiters[organization_id] = later
-            for wanted_seq, reply in waiters:
-                if wanted_seq <= seq:
-                    reply.set(None)
+        for reply, wanted_seq in self._waiters.get(organization_id, {}).items():
+            if wanted_seq <= seq:
+                reply.set(None)
         for listener in self.listeners(organization_id):
             listener.on_durable(seq)
 
     def on_dropped(self, organization_id: str, durable_seq: int, error: Exception) -> None:
         """Fail who waits for rejected facts; called by the ledger when it gives them up."""
-        self._dropped[organization_id] = (durable_seq, self._ledger.last_seq(organization_id))
-        for seq, reply in self._waiters.pop(organization_id, []):
+        rejected = (durable_seq, self._ledger.last_seq(organization_id))
+        self._dropped.setdefault(organization_id, []).append(rejected)
+        for reply, seq in self._waiters.get(organization_id, {}).items():
             if seq > durable_seq:
                 reply.fail(_rejected_error())
             else:

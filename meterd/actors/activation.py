@@ -56,7 +56,8 @@ class Activation:
     async def settled(self) -> None:
         """Return when nothing is left to read."""
         while self._wanted:
-            self._idle = trio.Event()
+            if self._idle.is_set():
+                self._idle = trio.Event()
             await self._idle.wait()
 
     async def run(self) -> None:

@@ -116,6 +116,8 @@ class Cell:
     load_tries: int = 0
     strikes_ms: tuple[int, ...] = ()
     quarantined_until_ms: int = 0
+    is_on_probation: bool = False
+    """After a quarantine, until one message went well: the next crash is one too many."""
     last_error: str | None = None
     trace: deque[str] | None = None
     """The last messages and outcomes, when an operator has switched it on."""
@@ -130,6 +132,11 @@ class Cell:
             and state is not None
             and not state.running
         )
+
+    def sweep_mailbox(self) -> None:
+        """Throw away letters nobody waits for any more, to make room."""
+        if self.mailbox is not None:
+            self.mailbox = deque(one for one in self.mailbox if not one.reply.is_abandoned)
 
     def take_mailbox(self) -> Sequence[Letter]:
         """Return the waiting letters and leave no mailbox."""

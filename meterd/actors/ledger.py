@@ -97,6 +97,8 @@ class Ledger:
         self._policy = policy
         self._journal: dict[str, deque[Facts]] = {}
         self._last_seqs: dict[str, int] = {}
+        self._settled_seqs: dict[str, int] = {}
+        self._holes: dict[str, int] = {}
         self._letters: deque[DeadLetter] = deque(maxlen=LETTERS_MAX)
         self._kick = trio.Event()
         self._drained = trio.Event()
@@ -144,10 +146,19 @@ class Ledger:
         """Return the highest number given out, rejected facts included; 0 when forgotten."""
         return self._last_seqs.get(organization_id, 0)
 
+    def settled_seq(self, organization_id: str) -> int:
+        """Return the highest fact known to be committed; what is read back must not be older."""
+        return self._settled_seqs.get(organization_id, 0)
+
     def forget(self, organization_id: str) -> None:
-        """Forget the highest number of an organization that leaves memory with all durable."""
+        """Forget the numbers of an organization that leaves memory with all durable.
+
+        While the store has not seen a number past rejected facts, theirs must not be used again.
+        """
         assert organization_id not in self._journal, organization_id
-        self._last_seqs.pop(organization_id, None)
+        self._settled_seqs.pop(organization_id, None)
+        if organization_id not in self._holes:
+            self._last_seqs.pop(organization_id, None)
 
     def bury(self, letter: DeadLetter) -> None:
         """Write a dead letter with the next flush."""
@@ -184,7 +195,8 @@ class Ledger:
     async def drained(self) -> None:
         """Return when nothing waits any more; the caller sets the deadline."""
         while self._journal or self._letters:
-            self._drained = trio.Event()
+            if self._drained.is_set():
+                self._drained = trio.Event()
             await self._drained.wait()
 
     async def _wait_after(self, error: Exception, tries: int) -> None:
@@ -205,16 +217,44 @@ class Ledger:
         try:
             for shares in self._groups():
                 await self._flush(shares)
-            if self._letters:
-                letters = list(self._letters)
-                await self._store.bury(letters)
-                for _ in letters:
-                    self._letters.popleft()
+            await self._bury_letters()
         finally:
             if self._journal or self._letters:
                 self._kick.set()
             else:
                 self._drained.set()
+
+    async def _bury_letters(self) -> None:
+        """Write the dead letters; one that the store rejects is logged, or it would stay for ever.
+
+        More may arrive meanwhile and push old ones out: only what was written is taken off.
+        """
+        letters = list(self._letters)
+        if not letters:
+            return
+        try:
+            await self._store.bury(letters)
+        except StoreRejectedError:
+            for letter in letters:
+                await self._bury_one(letter)
+        self._take_off(letters)
+
+    async def _bury_one(self, letter: DeadLetter) -> None:
+        try:
+            await self._store.bury([letter])
+        except StoreRejectedError as error:
+            log.warning(
+                "dead_letter_rejected",
+                address=letter.address,
+                kind=letter.kind,
+                letter_error=letter.error,
+                error=str(error),
+            )
+
+    def _take_off(self, written: Sequence[DeadLetter]) -> None:
+        ids = {letter.id for letter in written}
+        while self._letters and self._letters[0].id in ids:
+            self._letters.popleft()
 
     def _groups(self) -> Iterator[list[_Share]]:
         """Cut the journal as it is now into transactions, organizations in order of waiting."""
@@ -279,6 +319,9 @@ class Ledger:
         for facts in share.facts:
             assert queue.popleft() is facts, (organization_id, facts.seq)
         self.unflushed -= len(share.facts)
+        self._settled_seqs[organization_id] = last_seq
+        if last_seq > self._holes.get(organization_id, SEQ_MAX):
+            del self._holes[organization_id]
         del self._journal[organization_id]
         if queue:  # to the end of the line: nobody starves behind a busy organization
             self._journal[organization_id] = queue
@@ -289,7 +332,7 @@ class Ledger:
         """Give up an organization's facts from the poison one on: totals build on each other."""
         queue = self._journal.pop(share.organization_id)
         self.unflushed -= len(queue)
-        poison = queue[0]
+        poison, last_seq = queue[0], queue[-1].seq
         self.last_error = str(error)
         log.error(
             "facts_rejected",
@@ -305,8 +348,12 @@ class Ledger:
                 address=f"organization/{share.organization_id}",
                 kind="facts",
                 error=str(error),
-                detail_json=f'{{"first_seq":{poison.seq},"last_seq":{queue[-1].seq}}}',
+                detail_json=f'{{"first_seq":{poison.seq},"last_seq":{last_seq}}}',
             )
         )
         if self.listener is not None:
             self.listener.on_dropped(share.organization_id, poison.seq - 1, error)
+        # One number is skipped: it stands for what is answered before the next fact, which must
+        # not look like one of the rejected facts.
+        self._last_seqs[share.organization_id] = last_seq + 1
+        self._holes[share.organization_id] = last_seq

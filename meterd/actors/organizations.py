@@ -23,6 +23,7 @@ from meterd.actors.acknowledgements import Acknowledgements, Listener
 from meterd.actors.activation import Activation
 from meterd.actors.cell import Answer, Cell, Letter, Phase, Reply
 from meterd.actors.ledger import Ledger
+from meterd.actors.recall import Recall
 from meterd.actors.supervisor import Crash, attempt
 from meterd.actors.timers import Timers
 from meterd.core.commands import (
@@ -36,9 +37,6 @@ from meterd.core.commands import (
     Heartbeat,
     NeedsPeriod,
     NeedsTask,
-    Outcome,
-    Recalled,
-    RecalledPeriod,
     StartTask,
     Tick,
 )
@@ -119,6 +117,7 @@ class Organizations:
         )
         self.dead_letters: deque[DeadLetter] = deque(maxlen=DEAD_LETTERS_KEPT)
         self._store = store
+        self._recall = Recall(store, timeout_ms=policy.ask_timeout_ms)
         self._ids = ids
         self._policy = policy
         self._decide = decide
@@ -151,15 +150,15 @@ class Organizations:
         ActorCrashedError, StoreUnavailableError when it could not be read in time.
         """
         while True:
-            answer = self.ask_nowait(organization_id, command)
+            answer: Answer | None = self.ask_nowait(organization_id, command)
             if answer is None:
                 answer = await self._ask_by_mail(organization_id, command)
-            again = await self._recall(organization_id, command, answer.outcome)
-            if isinstance(again, Denied):
-                return Answer(again, answer.seq)
-            if again is None:
+            if isinstance(answer.outcome, NeedsTask):
+                answer = await self._ask_with_task(organization_id, command, answer)
+            elif isinstance(answer.outcome, NeedsPeriod):
+                answer = await self._ask_with_period(organization_id, command, answer.outcome)
+            if answer is not None:
                 return answer
-            command = again
 
     def view_nowait(self, organization_id: str, agent_id: str | None = None) -> QuotaView | None:
         """Return the quota object of a ready organization, or None when it must be activated."""
@@ -194,28 +193,41 @@ class Organizations:
             running_tasks=len(state.running),
         )
 
-    async def _recall(
-        self, organization_id: str, command: Command, outcome: Outcome
-    ) -> Command | Denied | None:
-        """Return the command with what the store says added, when the outcome asks for it."""
-        if isinstance(outcome, NeedsTask):
-            assert isinstance(command, StartTask | Heartbeat | FinishTask), command
-            try:
-                with trio.fail_after(self._policy.ask_timeout_ms / SECOND_MS):
-                    task = await self._store.recall_task(organization_id, outcome.task_id)
-            except trio.TooSlowError as error:
-                raise StoreUnavailableError("recall a task", "no answer in time") from error
-            except StoreUnavailableError:
-                refused = self._refusal_nowait(organization_id, command)
-                if refused is None:
-                    raise
-                return refused
-            return attrs.evolve(command, recalled=Recalled(task))
-        if isinstance(outcome, NeedsPeriod):
-            assert isinstance(command, Adjust), command
-            found = await self._store.recall_period(organization_id, outcome.label)
-            return attrs.evolve(command, recalled=RecalledPeriod(found))
-        return None
+    async def _ask_with_task(
+        self, organization_id: str, command: Command, answer: Answer
+    ) -> Answer | None:
+        """Ask again with what the store says of the task; None: the organization was reloaded."""
+        assert isinstance(command, StartTask | Heartbeat | FinishTask), command
+        assert isinstance(answer.outcome, NeedsTask), answer
+        state = self._state(organization_id)
+        try:
+            recalled = await self._recall.task(organization_id, answer.outcome.task_id)
+        except StoreUnavailableError:
+            refused = self._refusal_nowait(organization_id, command)
+            if refused is None:
+                raise
+            return Answer(refused, answer.seq)
+        if state is None or self._state(organization_id) is not state:
+            return None
+        return self.ask_nowait(organization_id, attrs.evolve(command, recalled=recalled))
+
+    async def _ask_with_period(
+        self, organization_id: str, command: Command, outcome: NeedsPeriod
+    ) -> Answer | None:
+        """Adjust a period that only the store has; None: the organization was reloaded."""
+        assert isinstance(command, Adjust), command
+        async with self._recall.turn(organization_id):
+            await self.durable(organization_id, self.ledger.last_seq(organization_id))
+            state = self._state(organization_id)
+            recalled = await self._recall.period(organization_id, outcome.label)
+            if state is None or self._state(organization_id) is not state:
+                return None
+            return self.ask_nowait(organization_id, attrs.evolve(command, recalled=recalled))
+
+    def _state(self, organization_id: str) -> OrganizationState | None:
+        """Return the live state, by whose identity a reload shows."""
+        cell = self._cells.get(organization_id)
+        return None if cell is None else cell.state
 
     def _refusal_nowait(self, organization_id: str, command: Command) -> Denied | None:
         """Enforcement does not wait for the store: a start that would be refused is refused."""
@@ -237,9 +249,11 @@ class Organizations:
                 raise QuarantinedError(
                     f"organization/{organization_id}", retry_after_ms=retry_after_ms
                 )
-            cell.phase = Phase.LOADING  # one probe: the strikes are still counted
+            cell.phase, cell.is_on_probation = Phase.LOADING, True
         if cell.mailbox is None:
             cell.mailbox = deque()
+        if len(cell.mailbox) >= self._policy.mailbox_max:
+            cell.sweep_mailbox()
         if len(cell.mailbox) >= self._policy.mailbox_max:
             raise OverloadedError("the organization's mailbox")
         letter = Letter(command, Reply())
@@ -312,8 +326,6 @@ class Organizations:
         now_ms = self.clock.now_ms()
         policy = self._policy.strikes
         self.crashes += 1
-        cell.state, cell.timer_ms = None, None
-        cell.restarts += 1
         cell.last_error = f"{type(error).__name__}: {error} (on {type(command).__name__})"
         strikes = recent(cell.strikes_ms, now_ms=now_ms, window_ms=policy.window_ms)
         cell.strikes_ms = (*strikes, now_ms)
@@ -328,10 +340,14 @@ class Organizations:
         )
         self.dead_letters.append(letter)
         self.ledger.bury(letter)
-        if is_out(policy, cell.strikes_ms, now_ms):
+        self._reload(cell)
+        if cell.is_on_probation or is_out(policy, cell.strikes_ms, now_ms):
             self._quarantine(cell, now_ms)
-            return
-        cell.phase = Phase.LOADING
+
+    def _reload(self, cell: Cell) -> None:
+        """Read the organization again: the store plus the journal give the state exactly."""
+        cell.state, cell.timer_ms, cell.phase = None, None, Phase.LOADING
+        cell.restarts += 1
         self.activation.request(cell.organization_id)
 
     def _quarantine(self, cell: Cell, now_ms: int) -> None:
@@ -349,9 +365,16 @@ class Organizations:
         if cell is None:
             return False
         if cell.phase is Phase.QUARANTINED:
-            cell.strikes_ms, cell.phase, cell.state = (), Phase.LOADING, None
-            self.activation.request(organization_id)
+            cell.strikes_ms, cell.is_on_probation = (), False
+            self._reload(cell)
         return True
+
+    def restart(self, organization_id: str) -> bool:
+        """Read a ready organization again, without a strike; False when it is not in memory."""
+        cell = self._cells.get(organization_id)
+        if cell is not None and cell.phase is Phase.READY:
+            self._reload(cell)
+        return cell is not None
 
     # --- activation and passivation -----------------------------------------------------------
 
@@ -375,6 +398,10 @@ class Organizations:
             for letter in cell.take_mailbox():
                 letter.reply.fail(OrganizationUnknownError(organization_id))
             return
+        if stored.seq < self.ledger.settled_seq(organization_id):
+            # Read before a flush that has committed meanwhile: its facts are in neither place.
+            self.activation.request(organization_id)
+            return
         restored = attempt(self._restore, stored)
         if isinstance(restored, Crash):
             self._strike(cell, Tick(), restored.error)
@@ -384,9 +411,12 @@ class Organizations:
 
     def _restore(self, stored: StoredOrganization) -> OrganizationState:
         organization_id = stored.organization_id
+        pending = self.ledger.pending(organization_id)
+        if pending and pending[0].seq > stored.seq + 1:  # after facts that the store rejected
+            stored = attrs.evolve(stored, seq=pending[0].seq - 1)
         return restore(
             stored,
-            self.ledger.pending(organization_id),
+            pending,
             rules=self.rules,
             serving_since_ms=self._serving_since_ms,
             now_ms=self.clock.now_ms(),
@@ -413,6 +443,7 @@ class Organizations:
                 letter.reply.fail(result.error)
             else:
                 letter.reply.set(result)
+                cell.is_on_probation = False  # the probe went well
         if cell.phase is Phase.READY:
             cell.mailbox = None
 

@@ -17,6 +17,16 @@ from meterd.core.units import SECOND_MS
 from meterd.ports import Clock
 
 
+NEAR_S = 1.0
+"""Seconds: nearer than this a slewed clock is wrong by less than a busy loop is late."""
+
+SLEWED_SHARE = 0.95
+"""Of a longer wait this much is slept at once: the clock may run up to 5 % faster than we sleep."""
+
+NAP_S_MAX = 60.0
+"""Seconds after which a step of the clock that an operator accepted is noticed at the latest."""
+
+
 class Timers:
     """Wakes actors at instants of the wall clock."""
 
@@ -48,7 +58,12 @@ class Timers:
                 at_ms, organization_id = heapq.heappop(heap)
                 self.lateness_peak_ms = max(self.lateness_peak_ms, now_ms - at_ms)
                 self._wake(organization_id, at_ms)
-            delay_s = (heap[0][0] - now_ms) / SECOND_MS if heap else inf
+            delay_s = _nap_s((heap[0][0] - now_ms) / SECOND_MS) if heap else inf
             with trio.CancelScope(deadline=trio.current_time() + delay_s) as self._scope:
                 await trio.sleep_forever()
             self._scope = None
+
+
+def _nap_s(delay_s: float) -> float:
+    """Return how long to sleep before looking again at a clock that may be slewed or stepped."""
+    return delay_s if delay_s <= NEAR_S else min(delay_s * SLEWED_SHARE, NAP_S_MAX)

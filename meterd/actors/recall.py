@@ -1,0 +1,59 @@
+"""Recalling: what a decision needs and the organization no longer has in memory.
+
+Rule 1: what was recalled may be used only while the organization is the one that asked for it.
+        After a reload an ended task may have left the memory, and an old answer would let it start
+        a second time.
+Rule 2: an old period leaves the memory with its adjustment, so the next one is recalled only when
+        the one before is committed: otherwise one of the two would be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from meterd.core.commands import Recalled, RecalledPeriod
+from meterd.core.units import SECOND_MS
+from meterd.errors import StoreUnavailableError
+from meterd.ports import LedgerStore
+
+
+T = TypeVar("T")
+
+
+class Recall:
+    """Asks the store, within a time limit."""
+
+    def __init__(self, store: LedgerStore, *, timeout_ms: int) -> None:
+        self._store = store
+        self._timeout_s = timeout_ms / SECOND_MS
+        self._turns: dict[str, trio.Lock] = {}
+
+    async def task(self, organization_id: str, task_id: str) -> Recalled:
+        """Return a task as stored. Errors: StoreUnavailableError."""
+        return Recalled(
+            await self._in_time(
+                "recall a task", lambda: self._store.recall_task(organization_id, task_id)
+            )
+        )
+
+    async def period(self, organization_id: str, label: str) -> RecalledPeriod:
+        """Return a closed period as stored. Errors: StoreUnavailableError."""
+        return RecalledPeriod(
+            await self._in_time(
+                "recall a period", lambda: self._store.recall_period(organization_id, label)
+            )
+        )
+
+    def turn(self, organization_id: str) -> trio.Lock:
+        """Return the lock under which an old period is recalled and adjusted."""
+        return self._turns.setdefault(organization_id, trio.Lock())
+
+    async def _in_time(self, action: str, ask: Callable[[], Awaitable[T]]) -> T:
+        try:
+            with trio.fail_after(self._timeout_s):
+                return await ask()
+        except trio.TooSlowError as error:
+            raise StoreUnavailableError(action, "no answer in time") from error
