@@ -9,7 +9,7 @@ from meterd.core.decide import commit, decide
 from meterd.core.organization import Facts, Hold, OrganizationState
 from meterd.core.plan import Contract, Tier
 from meterd.core.quota import is_due
-from meterd.core.units import HOUR_MS, MINUTE_MS
+from meterd.core.units import DAY_MS, MINUTE_MS
 from meterd.ports import NewOrganization
 from tests.organizations import NOON_MS, make_adjust, make_change, make_finish, make_start
 
@@ -31,18 +31,23 @@ def make_newborn(state: OrganizationState) -> NewOrganization:
 
 
 def live(
-    state: OrganizationState, seed: int, *, steps: int = 150, day_every: int = 40
+    state: OrganizationState,
+    seed: int,
+    *,
+    steps: int = 150,
+    jump_every: int = 30,
+    jump_days: int = 17,
 ) -> tuple[list[Facts], int]:
     """Let an organization live some steps; return its facts and the instant it has reached.
 
-    Time passes a few minutes a step, and every `day_every` steps as many days.
+    Time passes a few minutes a step, and `jump_days` days every `jump_every` steps.
     """
     chance = random.Random(seed)
     now_ms, facts = NOON_MS, []
     for step in range(steps):
         now_ms += chance.randrange(1, 4 * MINUTE_MS)
-        if step % day_every == day_every - 1:
-            now_ms += day_every * 24 * HOUR_MS // 4
+        if step % jump_every == jump_every - 1:
+            now_ms += jump_days * DAY_MS
         commands = [_command(state, chance, step, now_ms)]
         if is_due(state, now_ms):
             commands.insert(0, Tick())
