@@ -1,0 +1,453 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import attrs
+import pytest
+
+from meterd.core.commands import (
+    Adjusted,
+    Beat,
+    CreditExceedsUsage,
+    Done,
+    ExceedsHardLimit,
+    Finished,
+    FinishTask,
+    Heartbeat,
+    NeedsPeriod,
+    NeedsTask,
+    PeriodUnknown,
+    ProfileChanged,
+    Recalled,
+    RecalledPeriod,
+    Started,
+    StartTask,
+    TaskClosed,
+    TaskConflict,
+    TaskLost,
+    TaskUnknown,
+    TermsChanged,
+    Tick,
+)
+from meterd.core.organization import Hold, OrganizationState
+from meterd.core.plan import Contract, Tier
+from meterd.core.quota import DenialReason
+from meterd.core.task import Plausibility, TaskOutcome, TaskState
+from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS
+from tests.organizations import (
+    APRIL_MS,
+    MARCH_MS,
+    NOON_MS,
+    drive,
+    make_adjust,
+    make_change,
+    make_finish,
+    make_info,
+    make_period,
+    make_rules,
+    make_start,
+    make_state,
+    make_terms,
+    run_to,
+    start,
+    start_denied,
+)
+
+
+def findings(state: OrganizationState, command: Heartbeat | Tick, now_ms: int) -> list[str]:
+    facts = drive(state, command, now_ms).facts
+    return [] if facts is None else [finding.kind for finding in facts.findings]
+
+
+def beat(state: OrganizationState, elapsed_ms: int, now_ms: int, task_id: str = "task_1") -> Beat:
+    outcome = drive(state, Heartbeat(task_id, elapsed_ms), now_ms).outcome
+    assert isinstance(outcome, Beat), outcome
+    return outcome
+
+
+# --- starting -----------------------------------------------------------------------------------
+
+
+def test_a_repeated_start_answers_with_the_task_ended_or_not() -> None:
+    """The reply may have been lost; another body is a conflict."""
+    state = make_state()
+    start(state)
+    again = drive(state, make_start(), NOON_MS + 5).outcome
+    drive(state, make_finish("task_1", 5), NOON_MS + 5)
+    ended = drive(state, make_start(), NOON_MS + 6).outcome
+
+    assert isinstance(again, Started)
+    assert again.repeated
+    assert ended == Started(task=state.ended["task_1"], repeated=True)
+    assert drive(state, make_start(agent_id="other"), NOON_MS).outcome == TaskConflict()
+
+
+def test_the_store_is_asked_about_a_task_that_is_not_in_memory() -> None:
+    """What it says is as good as memory; `None` means there is no such task."""
+    state = make_state()
+    known = start(make_state())
+    for command in (StartTask(info=make_info()), Heartbeat("task_1", 1), make_finish("task_1", 1)):
+        assert drive(state, command, NOON_MS).outcome == NeedsTask(task_id="task_1")
+    for absent in (
+        Heartbeat("task_1", 1, Recalled(None)),
+        FinishTask(
+            task_id="task_1", elapsed_ms=1, outcome=TaskOutcome.FAILED, recalled=Recalled(None)
+        ),
+    ):
+        assert drive(state, absent, NOON_MS).outcome == TaskUnknown()
+    done = attrs.evolve(known, state=TaskState.FINISHED, ended_at_ms=NOON_MS)
+    recalled = StartTask(info=make_info(), recalled=Recalled(done))
+    assert drive(state, recalled, NOON_MS).outcome == Started(task=done, repeated=True)
+
+
+def test_time_run_before_the_start_is_metered_at_once() -> None:
+    """An agent that had to start while meterd was away."""
+    state = make_state()
+    task = start(state, elapsed_ms=300_000)
+
+    assert (task.elapsed_ms, task.metered_ms, state.period.used_ms) == (300_000,) * 3
+
+
+# --- reporting ----------------------------------------------------------------------------------
+
+
+def test_a_smaller_or_equal_value_changes_no_bill() -> None:
+    """Reports are cumulative: repeats and late ones are harmless."""
+    state = make_state()
+    start(state)
+    beat(state, 9_000, NOON_MS + 10_000)
+    for elapsed_ms in (9_000, 0):
+        answer = beat(state, elapsed_ms, NOON_MS + 11_000)
+        assert (answer.task.elapsed_ms, answer.clamped) == (9_000, False)
+    assert state.period.used_ms == 9_000
+
+
+@pytest.mark.parametrize(
+    ("mode", "accepted_ms", "clamped", "kinds"),
+    [
+        (Plausibility.ENFORCE, 15_000, True, []),
+        (Plausibility.REPORT, 60_000, False, ["implausible_report"]),
+        (Plausibility.OFF, 60_000, False, []),
+    ],
+)
+def test_a_claim_ahead_of_time_is_cut_reported_or_taken(
+    mode: Plausibility, accepted_ms: int, clamped: bool, kinds: list[str]
+) -> None:
+    """Ten seconds after the start an agent claims a minute."""
+    state = make_state(rules=make_rules(plausibility=mode))
+    start(state)
+    decision = drive(state, Heartbeat("task_1", 60_000), NOON_MS + 10_000)
+
+    assert isinstance(decision.outcome, Beat)
+    assert (decision.outcome.task.elapsed_ms, decision.outcome.clamped) == (accepted_ms, clamped)
+    assert decision.facts is not None
+    assert [finding.kind for finding in decision.facts.findings] == kinds
+    assert findings(state, Heartbeat("task_1", 80_000), NOON_MS + 20_000) == []
+
+
+def test_a_finish_is_clamped_too() -> None:
+    """And says so."""
+    state = make_state()
+    start(state)
+    outcome = drive(state, make_finish("task_1", 60_000), NOON_MS).outcome
+
+    assert isinstance(outcome, Finished)
+    assert (outcome.clamped, outcome.task.elapsed_ms) == (True, 5_000)
+
+
+def test_reporting_under_90_percent_for_five_minutes_is_found() -> None:
+    """The other direction: an agent that hides time. The window then starts anew."""
+    for percent, kinds in ((89, ["under_reporting"]), (90, [])):
+        state = make_state()
+        start(state)
+        found = []
+        for seconds in range(10, 310, 10):
+            found += findings(
+                state, Heartbeat("task_1", seconds * 10 * percent), NOON_MS + seconds * 1_000
+            )
+        assert found == kinds
+        assert state.running["task_1"].pace_from_ms == NOON_MS + 300_000
+
+
+def test_a_finished_task_takes_no_more_reports() -> None:
+    """Nothing changes, and a repeated finish finds the first."""
+    state = make_state()
+    start(state)
+    drive(state, make_finish("task_1", 4_000, TaskOutcome.FAILED), NOON_MS + 5_000)
+    ended = state.ended["task_1"]
+
+    assert beat(state, 9_000, NOON_MS + 9_000) == Beat(ended, None, clamped=False, finished=True)
+    again = drive(state, make_finish("task_1", 9_000), NOON_MS + 9_000)
+    assert (again.outcome, again.facts) == (Finished(task=ended), None)
+    assert (ended.outcome, ended.metered_ms) == (TaskOutcome.FAILED, 4_000)
+
+
+def test_a_report_that_shows_room_lets_the_task_go_on() -> None:
+    """Silence was counted in full; the truth is less, and the bill looks at the truth."""
+    state = make_state(contract=Contract(agent_minutes=100), used_ms=110 * MINUTE_MS - 20_000)
+    start(state)
+    drive(state, Tick(), NOON_MS + 20_000)
+    answer = beat(state, 5_000, NOON_MS + 21_000)
+    assert answer.stop is None
+
+    assert beat(state, 20_000, NOON_MS + 22_000).stop is DenialReason.PLAN_LIMIT_REACHED
+    assert beat(state, 23_000, NOON_MS + 23_000).stop is DenialReason.PLAN_LIMIT_REACHED
+    assert state.running["task_1"].unbilled_ms == 3_000
+
+
+# --- silence ------------------------------------------------------------------------------------
+
+
+def lost_at(state: OrganizationState) -> int:
+    """Start a task that reports once and then is silent; return when it is lost."""
+    start(state)
+    beat(state, 7_000, NOON_MS + 7_000)
+    now_ms = NOON_MS + 7_000 + MINUTE_MS
+    assert drive(state, Tick(), now_ms - 1).facts is None
+    notices = drive(state, Tick(), now_ms).notices
+    assert notices[0] == TaskLost(task_id="task_1")
+    return now_ms
+
+
+def test_a_silent_task_is_lost_at_its_last_heartbeat_and_frees_its_slot() -> None:
+    """Time nobody reported is nobody's."""
+    state = make_state(contract=Contract(agents=1))
+    lost_at(state)
+    task = state.ended["task_1"]
+
+    assert (task.state, task.finished_at_ms, task.pending_ms) == (
+        TaskState.LOST,
+        NOON_MS + 7_000,
+        0,
+    )
+    assert (state.period.used_ms, state.agents) == (7_000, {})
+
+
+def test_tasks_are_lost_on_time_whoever_got_a_row_meanwhile() -> None:
+    """A row for all at a price line must not hide who has been silent longest."""
+    state = make_state(contract=Contract(agent_minutes=100), used_ms=100 * MINUTE_MS - 25_000)
+    start(state, "task_1", "agent_1")
+    start(state, "task_2", "agent_2")
+    beat(state, 10_000, NOON_MS + 10_000, "task_1")
+    beat(state, 20_000, NOON_MS + 20_000, "task_2")
+    drive(state, Tick(), NOON_MS + 70_000)
+
+    assert (list(state.lost), list(state.running)) == (["task_1"], ["task_2"])
+
+
+def test_a_lost_task_that_reports_is_metered_and_resumed() -> None:
+    """What it ran counts, and it has its slot again."""
+    state = make_state(contract=Contract(agents=1))
+    now_ms = lost_at(state)
+    answer = beat(state, now_ms - NOON_MS, now_ms + 1)
+
+    assert (answer.stop, answer.task.state) == (None, TaskState.RUNNING)
+    assert (state.period.used_ms, state.agents) == (now_ms - NOON_MS, {"agent_1": 1})
+
+
+def test_a_lost_task_without_slot_quota_or_favour_is_metered_and_stopped() -> None:
+    """It stays lost."""
+
+    def taken(state: OrganizationState, now_ms: int) -> None:
+        start(state, "task_2", "agent_2", now_ms=now_ms)
+
+    def used_up(state: OrganizationState, now_ms: int) -> None:
+        drive(state, make_change(contract=Contract(agent_minutes=0)), now_ms)
+
+    def held(state: OrganizationState, now_ms: int) -> None:
+        drive(state, make_change(place=Hold.PAYMENT), now_ms)
+
+    cases: list[tuple[Callable[[OrganizationState, int], None], DenialReason]] = [
+        (taken, DenialReason.AGENT_LIMIT_REACHED),
+        (used_up, DenialReason.PLAN_LIMIT_REACHED),
+        (held, DenialReason.SUSPENDED),
+    ]
+    for happen, reason in cases:
+        state = make_state(contract=Contract(agents=1))
+        now_ms = lost_at(state)
+        happen(state, now_ms)
+        answer = beat(state, 9_000, now_ms)
+        assert (answer.stop, answer.task.state) == (reason, TaskState.LOST)
+        assert answer.task.pending_ms == 0
+
+
+@pytest.mark.parametrize(("offset_ms", "is_closed"), [(-1, False), (0, True)])
+def test_a_lost_task_is_closed_after_24_hours(offset_ms: int, is_closed: bool) -> None:
+    """Reports and finishes alike."""
+    for command in (Heartbeat("task_1", 8_000), make_finish("task_1", 8_000)):
+        state = make_state()
+        now_ms = lost_at(state) + DAY_MS + offset_ms
+        outcome = drive(state, command, now_ms).outcome
+        assert (outcome == TaskClosed()) is is_closed
+
+
+def test_more_than_three_tasks_an_hour_lost_at_zero_are_found_once() -> None:
+    """An agent that starts, works and never reports."""
+    state = make_state(Tier.PRO)
+    found = []
+    for number in range(6):
+        now_ms = NOON_MS + number * 2 * MINUTE_MS
+        start(state, f"t{number}", now_ms=now_ms)
+        found.append(findings(state, Tick(), now_ms + MINUTE_MS))
+    assert found == [[], [], [], ["tasks_lost_at_zero"], [], []]
+
+    later_ms = NOON_MS + 3 * HOUR_MS
+    start(state, "t9", now_ms=later_ms)
+    assert findings(state, Tick(), later_ms + MINUTE_MS) == []
+
+
+# --- periods ------------------------------------------------------------------------------------
+
+
+def test_the_next_period_opens_at_the_end_of_the_last() -> None:
+    """From zero, by the clock, wherever the last one ended."""
+    state = make_state(used_ms=MINUTE_MS)
+    state.period = attrs.evolve(state.period, end_ms=NOON_MS + HOUR_MS)
+    start(state, now_ms=NOON_MS + HOUR_MS - 5_000)
+    drive(state, Tick(), NOON_MS + HOUR_MS)
+
+    assert (state.period.start_ms, state.period.end_ms) == (NOON_MS + HOUR_MS, MARCH_MS)
+    assert (state.period.label, state.period.used_ms) == ("2026-02-12", 0)
+    assert state.closed_periods[0].closed
+    assert state.running["task_1"].burning_from_ms == NOON_MS + HOUR_MS
+    start(state, "task_2", now_ms=MARCH_MS - 5_000)
+    drive(state, Tick(), MARCH_MS + 1)
+    assert state.period.label == "2026-03"
+
+
+# --- administration -----------------------------------------------------------------------------
+
+
+def test_a_change_of_plan_reprices_nothing_that_ran() -> None:
+    """Pending time is recorded under the terms it ran under; the counter stays."""
+    state = make_state(Tier.ENTERPRISE)
+    start(state)
+    run_to(state, "task_1", NOON_MS + 5 * MINUTE_MS)
+    change = make_change(plan=Tier.STARTER, contract=Contract(agents=2))
+    decision = drive(state, change, NOON_MS + 5 * MINUTE_MS)
+
+    assert decision.facts is not None
+    assert [(row.terms_seq, row.quantity) for row in decision.facts.rows] == [(1, 5)]
+    assert TermsChanged(terms=state.terms) in decision.notices
+    assert (state.terms.seq, state.period.terms_seq, state.period.overage_minutes) == (2, 2, 5)
+    assert state.period.used_ms == 5 * MINUTE_MS
+
+
+def test_a_shrunken_limit_takes_no_slot_and_admits_nobody() -> None:
+    """Until the count is below it."""
+    state = make_state()
+    for number in range(3):
+        start(state, f"t{number}", f"a{number}")
+    drive(state, make_change(contract=Contract(agents=2)), NOON_MS)
+
+    assert len(state.agents) == 3
+    for number in range(2):
+        assert start_denied(state).reason is DenialReason.AGENT_LIMIT_REACHED
+        drive(state, make_finish(f"t{number}"), NOON_MS)
+    start(state, "t9", "a9")
+
+
+def test_a_change_that_changes_nothing_leaves_no_trace() -> None:
+    """Also when it is how an edited catalogue would take effect."""
+    state = make_state()
+    decision = drive(state, make_change(), NOON_MS)
+
+    assert (decision.outcome, decision.facts, decision.notices) == (Done(), None, ())
+
+
+def test_a_change_is_audited_with_before_and_after() -> None:
+    """Name, customer, holds, plan: who, why, from what to what."""
+    state = make_state()
+    change = make_change(name="Two", stripe_customer_id="cus_1", place=Hold.OPERATOR, trialing=True)
+    decision = drive(state, change, NOON_MS)
+
+    assert ProfileChanged(profile=state.profile) in decision.notices
+    assert (state.profile.name, state.profile.stripe_customer_id) == ("Two", "cus_1")
+    assert (state.profile.hold_reason, state.terms.trialing) == ("a test", True)
+    assert decision.facts is not None
+    assert decision.facts.audit is not None
+    after = json.loads(decision.facts.audit.after_json)
+    assert (after["holds"], after["terms_seq"], after["name"]) == (["operator"], 2, "Two")
+    assert json.loads(decision.facts.audit.before_json)["holds"] == []
+
+
+def test_the_two_holds_are_independent() -> None:
+    """Lifting one leaves the other; the reason goes with the last."""
+    state = make_state()
+    for hold in Hold:
+        drive(state, make_change(place=hold), NOON_MS)
+    drive(state, make_change(lift=Hold.OPERATOR), NOON_MS)
+    assert start_denied(state).reason is DenialReason.SUSPENDED
+    assert state.profile.hold_reason == "a test"
+
+    drive(state, make_change(lift=Hold.PAYMENT), NOON_MS)
+    assert state.profile.hold_reason is None
+    start(state)
+
+
+def test_an_adjustment_answers_with_its_own_rows() -> None:
+    """Pending time is recorded before it, in rows of its own."""
+    state = make_state()
+    start(state)
+    beat(state, 9_000, NOON_MS + 9_000)
+    decision = drive(state, make_adjust(MINUTE_MS), NOON_MS + 9_000)
+
+    assert isinstance(decision.outcome, Adjusted)
+    assert [row.quantity_ms for row in decision.outcome.rows] == [MINUTE_MS]
+    assert decision.facts is not None
+    assert [row.quantity_ms for row in decision.facts.rows] == [9_000, MINUTE_MS]
+    assert json.loads(decision.outcome.rows[0].metadata_json) == {"reason": "a test"}
+    assert decision.facts.audit is not None
+    assert json.loads(decision.facts.audit.after_json)["used_ms"] == 69_000
+
+
+@pytest.mark.parametrize(("offset_ms", "is_booked"), [(-1, True), (0, True), (1, False)])
+def test_adjustments_stay_between_nothing_and_the_hard_limit(
+    offset_ms: int, is_booked: bool
+) -> None:
+    """A credit of all that was used, a debit of all the room, and not a millisecond more."""
+    state = make_state(contract=Contract(agent_minutes=100), used_ms=MINUTE_MS)
+    room_ms = 109 * MINUTE_MS
+    debit = drive(state, make_adjust(room_ms + offset_ms), NOON_MS).outcome
+    assert (debit == ExceedsHardLimit(room_ms=room_ms)) is not is_booked
+
+    state = make_state(used_ms=MINUTE_MS)
+    credit = drive(state, make_adjust(-MINUTE_MS - offset_ms), NOON_MS).outcome
+    assert (credit == CreditExceedsUsage(used_ms=MINUTE_MS)) is not is_booked
+
+
+def test_past_a_shrunken_limit_there_is_no_room_but_credits() -> None:
+    """And nothing is negative in the answer."""
+    state = make_state(contract=Contract(agent_minutes=1), used_ms=5 * MINUTE_MS)
+
+    assert drive(state, make_adjust(1), NOON_MS).outcome == ExceedsHardLimit(room_ms=0)
+    assert isinstance(drive(state, make_adjust(-1), NOON_MS).outcome, Adjusted)
+    assert drive(state, make_adjust(0), NOON_MS).outcome == Adjusted(rows=())
+
+
+def test_a_closed_period_is_adjusted_by_its_label() -> None:
+    """From memory or recalled; under its own terms; the open one is not touched."""
+    state = make_state(Tier.ENTERPRISE, used_ms=9 * MINUTE_MS)
+    drive(state, Tick(), MARCH_MS)
+    drive(state, make_change(plan=Tier.FREE), MARCH_MS)
+    outcome = drive(state, make_adjust(MINUTE_MS, label="2026-02"), MARCH_MS + 5).outcome
+
+    assert isinstance(outcome, Adjusted)
+    assert [(row.terms_seq, row.at_ms) for row in outcome.rows] == [(1, MARCH_MS - 1)]
+    assert (state.closed_periods[0].overage_minutes, state.period.used_ms) == (1, 0)
+
+    needed = drive(state, make_adjust(-1, label="2025-12"), APRIL_MS).outcome
+    assert needed == NeedsPeriod(label="2025-12")
+    unknown = make_adjust(-1, label="2025-12", recalled=RecalledPeriod(None))
+    assert drive(state, unknown, APRIL_MS).outcome == PeriodUnknown()
+    old = attrs.evolve(
+        make_period(used_ms=9, at_ms=NOON_MS - 60 * DAY_MS), closed=True, terms_seq=1
+    )
+    recalled = RecalledPeriod((old, make_terms()))
+    decision = drive(state, make_adjust(-1, label="2025-12", recalled=recalled), APRIL_MS)
+    assert isinstance(decision.outcome, Adjusted)
+    assert decision.facts is not None
+    assert [(period.label, period.used_ms) for period in decision.facts.periods][:1] == [
+        ("2025-12", 8)
+    ]

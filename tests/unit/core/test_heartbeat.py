@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from meterd.core.commands import Heartbeat
+from meterd.core.decide import _heartbeat_in_full
+from meterd.core.heartbeat import decide_at_once
+from meterd.core.organization import Hold, OrganizationState
+from meterd.core.plan import Contract, Tier
+from meterd.core.units import MINUTE_MS
+from tests.organizations import (
+    MARCH_MS,
+    MIDNIGHT_MS,
+    NOON_MS,
+    drive,
+    make_change,
+    make_rules,
+    make_state,
+    run_to,
+    start,
+)
+
+
+def started(
+    used_ms: int = 0, now_ms: int = NOON_MS, plan: Tier = Tier.STARTER, beats_ms: int = 0
+) -> OrganizationState:
+    rules = make_rules(record_interval_ms=2 * MINUTE_MS)
+    contract = Contract(agent_minutes=100)
+    state = make_state(plan, contract, used_ms=used_ms, rules=rules, at_ms=now_ms)
+    start(state, now_ms=now_ms)
+    run_to(state, "task_1", now_ms + beats_ms)
+    return state
+
+
+def is_plain(state: OrganizationState, elapsed_ms: int, now_ms: int) -> bool:
+    """Tell whether the shortcut takes the report; if so it must say what the general way says."""
+    decision = decide_at_once(state, state.running["task_1"], elapsed_ms, now_ms)
+    if decision is None:
+        return False
+    assert decision == _heartbeat_in_full(state, Heartbeat("task_1", elapsed_ms), now_ms)
+    return True
+
+
+@pytest.mark.parametrize("plan", [Tier.STARTER, Tier.ENTERPRISE, Tier.FREE])
+@pytest.mark.parametrize("used_minutes", [0, 81, 101])
+def test_a_report_that_only_adds_pending_time_is_plain(plan: Tier, used_minutes: int) -> None:
+    """In every state in which tasks may work."""
+    state = started(used_minutes * MINUTE_MS, plan=plan, beats_ms=30_000)
+
+    assert is_plain(state, 35_000, NOON_MS + 40_000)
+
+
+def test_a_repeat_a_leap_and_a_new_pace_window_are_not() -> None:
+    """Nothing to add; more than can have passed; five minutes to compare."""
+    state = started(beats_ms=30_000)
+    assert not is_plain(state, 30_000, NOON_MS + 31_000)
+    assert [is_plain(state, 36_000 + ms, NOON_MS + 31_000) for ms in (0, 1)] == [True, False]
+
+    state = started()
+    late = attrs.evolve(state.running["task_1"], pace_from_ms=NOON_MS - 5 * MINUTE_MS + 1)
+    state.running["task_1"] = late
+    assert [is_plain(state, 1, NOON_MS + ms) for ms in (0, 1)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("line_minutes", "plan"), [(80, Tier.PRO), (100, Tier.PRO), (110, Tier.PRO)]
+)
+def test_a_report_that_reaches_a_line_is_not(line_minutes: int, plan: Tier) -> None:
+    """Rows, notices and stops belong to the general way."""
+    state = started(line_minutes * MINUTE_MS - 5_000, plan=plan)
+
+    assert [is_plain(state, ms, NOON_MS + 4_999) for ms in (4_999, 5_000, 5_001)] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_report_past_the_hard_limit_or_under_a_hold_is_not() -> None:
+    """It must stop, and its time is not billed."""
+    assert not is_plain(started(110 * MINUTE_MS - 1, beats_ms=1), 2, NOON_MS + 2)
+
+    held = started()
+    drive(held, make_change(place=Hold.PAYMENT), NOON_MS)
+    assert not is_plain(held, 5, NOON_MS + 5)
+    held.announced = started().announced
+    assert not is_plain(held, 5, NOON_MS + 5)
+
+
+def test_a_report_over_a_day_or_a_period_is_not() -> None:
+    """Its parts lie in two rows."""
+    for edge_ms in (MIDNIGHT_MS, MARCH_MS):
+        state = started(now_ms=edge_ms - 10_000)
+        assert [is_plain(state, 9_000, edge_ms + ms) for ms in (0, 1)] == [True, False]
+    state = started(now_ms=MIDNIGHT_MS - 10_000, beats_ms=10_000)
+    assert not is_plain(state, 11_000, MIDNIGHT_MS + 9_000)
+
+
+def test_a_report_before_the_period_is_not() -> None:
+    """Also when the period began on the same day."""
+    state = started()
+    state.period = attrs.evolve(state.period, start_ms=NOON_MS + 3_000)
+
+    assert [is_plain(state, 2_000, NOON_MS + ms) for ms in (5_000, 4_999)] == [True, False]
+
+
+def test_a_report_that_completes_the_interval_is_not() -> None:
+    """A row is due."""
+    state = started(beats_ms=110_000)
+    now_ms = NOON_MS + 120_000
+
+    assert [is_plain(state, ms, now_ms) for ms in (119_999, 120_000)] == [True, False]
+
+
+def test_right_after_a_start_nothing_is_plain() -> None:
+    """What listeners were told is not known."""
+    state = started()
+    state.announced = None
+
+    assert not is_plain(state, 5, NOON_MS + 5)
+
+
+def test_silence_of_others_is_part_of_the_decision() -> None:
+    """The report is small, but together with the others' projected time it reaches a line."""
+    state = started(80 * MINUTE_MS - 15_000)
+    start(state, "task_2", "agent_2")
+    decision = decide_at_once(state, state.running["task_1"], 8_000, NOON_MS + 8_000)
+
+    assert decision is None
+    assert is_plain(state, 6_000, NOON_MS + 7_000)

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import pytest
+
+from meterd.core.commands import Adjusted, Heartbeat, StopTasks, ThresholdReached, Tick
+from meterd.core.decide import decide
+from meterd.core.metering import Draft
+from meterd.core.organization import Facts, Hold, OrganizationState
+from meterd.core.plan import Contract, Tier
+from meterd.core.quota import DenialReason
+from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS
+from meterd.core.usage import Kind, UsageRow
+from tests.organizations import (
+    APRIL_MS,
+    MARCH_MS,
+    MIDNIGHT_MS,
+    NOON_MS,
+    drive,
+    make_adjust,
+    make_change,
+    make_finish,
+    make_rules,
+    make_state,
+    run_to,
+    start,
+)
+
+
+HUNDRED = Contract(agent_minutes=100)
+PATIENT = make_rules(task_timeout_ms=100 * DAY_MS, record_interval_ms=100 * DAY_MS)
+
+
+def rows_of(facts: Facts | None) -> list[tuple[str, Kind, int, int]]:
+    """Return (period, kind, milliseconds, last instant) of each row."""
+    assert facts is not None
+    return [(row.billing_period, row.kind, row.quantity_ms, row.at_ms) for row in facts.rows]
+
+
+def finish(state: OrganizationState, elapsed_ms: int, now_ms: int) -> tuple[UsageRow, ...]:
+    facts = drive(state, make_finish("task_1", elapsed_ms), now_ms).facts
+    assert facts is not None
+    return facts.rows
+
+
+def test_a_running_task_gets_a_row_per_interval() -> None:
+    """Ten minutes: few rows, and little to lose sight of."""
+    state = make_state()
+    start(state)
+    run_to(state, "task_1", NOON_MS + 599_000)
+    assert state.period.recorded_ms == 0
+
+    facts = drive(state, Heartbeat("task_1", 600_000), NOON_MS + 600_000).facts
+    assert rows_of(facts) == [("2026-02", Kind.INCLUDED, 600_000, NOON_MS + 599_999)]
+
+
+def test_rows_are_cut_at_utc_midnight() -> None:
+    """Daily series are sums of rows."""
+    state = make_state(rules=PATIENT)
+    start(state)
+    facts = drive(state, make_finish("task_1", 36 * HOUR_MS), NOON_MS + 36 * HOUR_MS).facts
+
+    assert rows_of(facts) == [
+        ("2026-02", Kind.INCLUDED, 12 * HOUR_MS, MIDNIGHT_MS - 1),
+        ("2026-02", Kind.INCLUDED, 4 * HOUR_MS + 40 * MINUTE_MS, MIDNIGHT_MS + 16_799_999),
+        ("2026-02", Kind.OVERAGE, 100 * MINUTE_MS, MIDNIGHT_MS + 22_799_999),
+    ]
+
+
+def test_pending_time_of_yesterday_is_recorded_before_todays() -> None:
+    """Even when midnight itself was silent."""
+    state = make_state()
+    start(state, now_ms=MIDNIGHT_MS - 20_000)
+    drive(state, Heartbeat("task_1", 10_000), MIDNIGHT_MS - 10_000)
+    facts = drive(state, Heartbeat("task_1", 15_000), MIDNIGHT_MS + 10_000).facts
+
+    assert rows_of(facts) == [("2026-02", Kind.INCLUDED, 10_000, MIDNIGHT_MS - 10_001)]
+    assert state.running["task_1"].pending_ms == 5_000
+
+
+def test_a_report_over_a_periods_end_belongs_to_both() -> None:
+    """Read backwards: what ran after the end is new, what ran before is old."""
+    state = make_state()
+    start(state, now_ms=MARCH_MS - 30_000)
+    drive(state, Heartbeat("task_1", 5_000), MARCH_MS - 25_000)
+    rows = finish(state, 37_000, MARCH_MS + 7_000)
+
+    assert [(row.billing_period, row.quantity_ms, row.at_ms) for row in rows] == [
+        ("2026-02", 25_000, MARCH_MS - 1),
+        ("2026-03", 7_000, MARCH_MS + 6_999),
+    ]
+    assert [period.used_ms for period in (state.period, *state.closed_periods)] == [7_000, 30_000]
+    assert sum(row.quantity_ms for row in rows) + 5_000 == 37_000
+
+
+def test_a_report_may_reach_over_several_periods_and_days() -> None:
+    """Each part is booked where it ran, under its own period's terms and limit."""
+    state = make_state(Tier.ENTERPRISE, rules=PATIENT)
+    start(state, now_ms=MARCH_MS - HOUR_MS)
+    drive(state, Tick(), APRIL_MS + HOUR_MS)
+    rows = finish(state, 31 * DAY_MS + 2 * HOUR_MS, APRIL_MS + HOUR_MS)
+    by_period = {label: sum(r.quantity_ms for r in rows if r.billing_period == label)
+                 for label in ("2026-02", "2026-03", "2026-04")}  # fmt: skip
+
+    assert by_period == {"2026-02": HOUR_MS, "2026-03": 31 * DAY_MS, "2026-04": HOUR_MS}
+    assert len(rows) == 33
+    assert all(row.quantity_ms <= DAY_MS for row in rows)
+
+
+def test_time_before_the_first_period_is_booked_into_it() -> None:
+    """An agent may have run before the organization was created."""
+    state = make_state(at_ms=MARCH_MS)
+    start(state, now_ms=MARCH_MS + 1_000, elapsed_ms=5_000)
+
+    assert (state.period.used_ms, state.period.recorded_ms) == (5_000, 4_000)
+
+
+@pytest.mark.parametrize("over_ms", [-1, 0, 1])
+def test_time_past_the_hard_limit_is_kept_and_never_billed(over_ms: int) -> None:
+    """Its position moves past it: later room does not bill it."""
+    state = make_state(contract=HUNDRED, used_ms=110 * MINUTE_MS - 10_000)
+    start(state)
+    decision = drive(state, Heartbeat("task_1", 10_000 + over_ms), NOON_MS + 10_001)
+    task = state.running["task_1"]
+    assert task.unbilled_ms == max(0, over_ms)
+    stops = [notice for notice in decision.notices if isinstance(notice, StopTasks)]
+    assert len(stops) == (over_ms >= 0)
+
+    drive(state, make_adjust(-50 * MINUTE_MS), NOON_MS + 10_002)
+    drive(state, make_change(plan=Tier.PRO, contract=Contract()), NOON_MS + 10_003)
+    drive(state, Heartbeat("task_1", 10_000 + over_ms), NOON_MS + 10_004)
+    assert state.running["task_1"].metered_ms == 10_000 + min(0, over_ms)
+
+
+def test_everybodys_time_is_recorded_when_the_price_changes() -> None:
+    """What ran before the line is included, whoever ran it."""
+    state = make_state(contract=HUNDRED, used_ms=100 * MINUTE_MS - 15_000)
+    start(state, "task_1", "agent_1")
+    start(state, "task_2", "agent_2")
+    drive(state, Heartbeat("task_2", 10_000), NOON_MS + 10_000)
+    facts = drive(state, Heartbeat("task_1", 10_000), NOON_MS + 10_000).facts
+
+    assert rows_of(facts) == [
+        ("2026-02", Kind.INCLUDED, 5_000, NOON_MS + 4_999),
+        ("2026-02", Kind.INCLUDED, 10_000, NOON_MS + 9_999),
+    ]
+    assert state.period.used_ms - state.period.recorded_ms == 5_000
+
+
+def closed_month(used_ms: int, plan: Tier = Tier.STARTER) -> OrganizationState:
+    """Return a state in March whose task ran in February and has not reported since."""
+    state = make_state(plan, HUNDRED, used_ms=used_ms, rules=PATIENT)
+    start(state, now_ms=MARCH_MS - 30_000)
+    drive(state, Tick(), MARCH_MS)
+    return state
+
+
+def test_late_time_meets_its_own_periods_lines() -> None:
+    """Cut at the allowance with the right instants, and ended at the hard limit."""
+    state = closed_month(100 * MINUTE_MS - 10_000)
+    rows = finish(state, 30_000, MARCH_MS)
+    assert [(row.kind, row.quantity_ms, row.at_ms) for row in rows] == [
+        (Kind.INCLUDED, 10_000, MARCH_MS - 20_001),
+        (Kind.OVERAGE, 20_000, MARCH_MS - 1),
+    ]
+
+    state = closed_month(110 * MINUTE_MS - 10_000)
+    rows = finish(state, 35_000, MARCH_MS + 5_000)
+    assert [(row.billing_period, row.quantity_ms) for row in rows] == [
+        ("2026-02", 10_000),
+        ("2026-03", 5_000),
+    ]
+    assert state.ended["task_1"].unbilled_ms == 20_000
+
+    state = closed_month(50 * MINUTE_MS)
+    drive(state, make_adjust(60 * MINUTE_MS, label="2026-02"), MARCH_MS)
+    assert finish(state, 30_000, MARCH_MS) == ()
+
+
+def test_thresholds_are_announced_once_a_period() -> None:
+    """Use that falls and rises again is no news; the next period's is."""
+    state = make_state(contract=HUNDRED, used_ms=80 * MINUTE_MS - 1)
+    first = drive(state, make_adjust(1), NOON_MS).notices
+    drive(state, make_adjust(-MINUTE_MS), NOON_MS)
+    again = drive(state, make_adjust(MINUTE_MS), NOON_MS).notices
+    drive(state, Tick(), MARCH_MS)
+    march = drive(state, make_adjust(80 * MINUTE_MS), MARCH_MS).notices
+
+    def thresholds(notices: tuple[object, ...]) -> list[object]:
+        return [notice for notice in notices if isinstance(notice, ThresholdReached)]
+
+    assert thresholds(first) == thresholds(march) == [ThresholdReached(percent=80)]
+    assert thresholds(again) == []
+
+
+def test_new_terms_announce_again_only_what_is_no_longer_reached() -> None:
+    """A price change is no crossing; an upgrade makes room for the next one."""
+    state = make_state(contract=HUNDRED, used_ms=80 * MINUTE_MS - 5_000)
+    start(state)
+    drive(state, Tick(), NOON_MS + 5_000)
+    assert state.period.notified_percents == {80}
+
+    change = make_change(contract=Contract(agent_minutes=100, agents=2))
+    notices = drive(state, change, NOON_MS + 5_001).notices
+    assert not [notice for notice in notices if isinstance(notice, ThresholdReached)]
+    drive(state, make_change(plan=Tier.PRO, contract=Contract()), NOON_MS + 5_002)
+    assert state.period.notified_percents == frozenset()
+
+
+def test_a_hold_stops_every_task_with_its_reason() -> None:
+    """Once, when it is placed."""
+    state = make_state()
+    start(state)
+    placed = drive(state, make_change(place=Hold.PAYMENT), NOON_MS).notices
+    again = drive(state, make_change(place=Hold.OPERATOR), NOON_MS).notices
+    stop = StopTasks(task_ids=("task_1",), reason=DenialReason.SUSPENDED)
+
+    assert stop in placed
+    assert not [notice for notice in again if isinstance(notice, StopTasks)]
+
+
+def test_an_adjustment_at_a_periods_first_instant_lies_in_it() -> None:
+    """A row's timestamp is never outside of its billing period."""
+    state = make_state(at_ms=MARCH_MS)
+    outcome = drive(state, make_adjust(5), MARCH_MS).outcome
+
+    assert isinstance(outcome, Adjusted)
+    assert [row.at_ms for row in outcome.rows] == [MARCH_MS]
+
+
+def test_a_draft_that_changes_nothing_has_no_facts() -> None:
+    """Nothing to write, nothing to number."""
+    state = make_state()
+    drive(state, Tick(), NOON_MS)
+
+    assert decide(state, Tick(), NOON_MS + 1).facts is None
+    draft = Draft(state, NOON_MS)
+    with pytest.raises(AssertionError):
+        draft.task("task_9")
