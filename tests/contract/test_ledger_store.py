@@ -17,6 +17,7 @@ from meterd.core.units import DAY_MS, MINUTE_MS
 from meterd.core.usage import Kind, Source
 from meterd.errors import OwnershipLostError, StoreRejectedError
 from meterd.ports import DeadLetter
+from meterd.web.codec import canonical_json
 from tests.contract.conftest import Store, query, take_ownership, written
 from tests.make import (
     NOW_MS,
@@ -64,7 +65,7 @@ async def test_every_value_of_the_core_survives_flush_and_load(store: Store) -> 
         start_ms=closed.end_ms, end_ms=closed.end_ms + 30 * DAY_MS, label="2026-03", terms_seq=2
     )
     running = make_task(
-        "t/1", user_id="u", metadata_json='{"a":[1,2.5,null],"b":{"c":"\\u00fc"}}',
+        "t/1", user_id="u", metadata_json='{"a":[1,2.5,null],"b":{"c":"ü"}}',
         initial_elapsed_ms=5, elapsed_ms=9, metered_ms=8, recorded_ms=7, reported_at_ms=NOW_MS + 1,
         metered_until_ms=NOW_MS + 2, seq=3,
     )  # fmt: skip
@@ -161,6 +162,24 @@ async def test_a_task_moves_and_ends(store: Store) -> None:
     assert await store.recall_task("org_1", "task-1") == ended
     assert await store.recall_task("org_1", "task-2") is None
     assert await store.recall_task("org_2", "task-1") is None
+
+
+async def test_metadata_read_back_is_the_same_text(store: Store) -> None:
+    """A start repeated after its task has left the memory must not look like another body."""
+    await store.create_organization(make_new())
+    metadata = canonical_json(
+        {
+            "ü\u2028": "\U0001f600",
+            "b": [True, None, {"": '"\\'}],
+            "a": {"int": 10**30, "tiny": 1e-7, "big": 1e22, "zero": -0.0, "float": 2.50},
+        }
+    )
+    await store.flush([make_batch(started=(make_task(metadata_json=metadata),))])
+
+    recalled = await store.recall_task("org_1", "task-1")
+
+    assert recalled is not None
+    assert recalled.info.metadata_json == metadata
 
 
 async def test_lost_tasks_are_loaded_for_24_hours(store: Store, clock: FixedClock) -> None:

@@ -289,10 +289,10 @@ def task_from(record: Any) -> Task:
 
 
 def canonical_json(text: str) -> str:
-    """Return the one way meterd writes this JSON: sorted keys, no spaces, ASCII."""
+    """Return the one way meterd writes this JSON: sorted keys, no spaces, plain Unicode."""
     if text == "{}":
         return text
-    return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 # --- the rest -----------------------------------------------------------------------------------
