@@ -356,7 +356,7 @@ async def test_a_period_ends_by_the_clock(autojump_clock: MockClock) -> None:
     async with running_kernel(task_timeout_ms=40 * DAY_MS) as kernel:
         await kernel.start()
 
-        await trio.sleep(17 * DAY_MS // SECOND_MS)  # to 1 March, 00:00:00
+        await trio.sleep(17 * DAY_MS // SECOND_MS + 0.01)  # past 1 March, 00:00:00
 
         state = kernel.cell().state
         assert state.period.label == "2026-03"
