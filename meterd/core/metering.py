@@ -123,8 +123,7 @@ class Draft:
             until_ms = from_ms
             if until_ms <= start_ms:
                 return
-        if until_ms > start_ms:  # time before the organization's first period
-            yield None, start_ms, until_ms
+        yield None, start_ms, until_ms  # time before the organization's first period
 
     def _meter_open(self, task_id: str, start_ms: int, end_ms: int) -> None:
         """Add [start, end) to the open period, cut at UTC days, pending until a row is due."""

@@ -20,6 +20,7 @@ from tests.organizations import (
     make_change,
     make_finish,
     make_rules,
+    make_start,
     make_state,
     run_to,
     start,
@@ -216,6 +217,29 @@ def test_a_hold_stops_every_task_with_its_reason() -> None:
 
     assert stop in placed
     assert not [notice for notice in again if isinstance(notice, StopTasks)]
+
+
+def test_a_task_that_starts_with_more_time_than_there_is_stops_at_once() -> None:
+    """It was admitted because it fitted; what it ran before the start did not."""
+    state = make_state(contract=HUNDRED, used_ms=110 * MINUTE_MS - 1)
+    start(state, now_ms=NOON_MS, elapsed_ms=0)
+    drive(state, make_finish(), NOON_MS)
+    notices = drive(state, make_start("task_2", elapsed_ms=5_000), NOON_MS).notices
+
+    assert StopTasks(task_ids=("task_2",), reason=DenialReason.PLAN_LIMIT_REACHED) in notices
+    assert state.running["task_2"].unbilled_ms == 4_999
+
+
+def test_a_draft_says_why_tasks_must_stop() -> None:
+    """A hold comes before the limit."""
+    state = make_state(contract=HUNDRED, used_ms=110 * MINUTE_MS)
+    assert Draft(state, NOON_MS).stop_reason() is DenialReason.PLAN_LIMIT_REACHED
+    drive(state, make_change(place=Hold.PAYMENT), NOON_MS)
+    draft = Draft(state, NOON_MS)
+    draft.find("odd", "{}")
+
+    assert draft.stop_reason() is DenialReason.SUSPENDED
+    assert [(finding.kind, finding.at_ms) for finding in draft.findings] == [("odd", NOON_MS)]
 
 
 def test_an_adjustment_at_a_periods_first_instant_lies_in_it() -> None:

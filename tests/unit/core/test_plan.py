@@ -46,7 +46,7 @@ def test_a_contract_overlays_every_number_of_its_plan() -> None:
 
     assert limits.agents is None
     assert (limits.included_minutes, limits.hard_limit_ms) == (105, 105 * MINUTE_MS * 107 // 100)
-    assert (limits.overage_usd_per_minute, limits.base_price_usd) == (Decimal("0.07"), 9)
+    assert (limits.overage_usd_per_minute, limits.base_price_usd) == (Decimal("0.07"), Decimal(9))
     assert limits.new_tasks_in_grace is False
 
 
