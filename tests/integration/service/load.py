@@ -26,12 +26,18 @@ class Books:
 
 
 async def run_agents(
-    url: str, key: str, books: Books, *, agents: int, until: Callable[[], bool]
+    url: str,
+    key: str,
+    books: Books,
+    *,
+    agents: int,
+    until: Callable[[], bool],
+    settle_ms: int = 30_000,
 ) -> None:
     """Run short tasks on every agent until told to end; every task is settled at the end."""
     async with (
         Meterd(
-            url, key, settings=SETTINGS, settle_timeout_ms=30_000, close_timeout_ms=30_000
+            url, key, settings=SETTINGS, settle_timeout_ms=settle_ms, close_timeout_ms=settle_ms
         ) as client,
         trio.open_nursery() as nursery,
     ):

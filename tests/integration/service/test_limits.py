@@ -124,7 +124,8 @@ async def test_a_silent_agent_is_lost_at_its_last_heartbeat_and_may_come_back(
             await stream.start("t", "a")
             await stream.beat("t", 50)
             with trio.fail_after(10):
-                while (lost := (await http.get("/v1/tasks/t")).json())["state"] != "lost":
+                # Over HTTP there is only asking.
+                while (lost := (await http.get("/v1/tasks/t")).json())["state"] != "lost":  # noqa: ASYNC110
                     await trio.sleep(0.05)  # over HTTP there is only asking
             await stream.start("other", "b")
             mark = len(stream.received)

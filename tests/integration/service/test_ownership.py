@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import pytest
 import trio
@@ -22,7 +23,7 @@ async def test_a_second_meterd_waits_and_then_exits_3_with_a_clear_message(
     options = ["--database-url", database_url, "--owner-wait-ms", "300"]
     async with running_meterd("--database-url", database_url) as service:
         second = await trio.run_process(
-            ["python", "-m", "meterd", "serve", "--bind", "127.0.0.1:0", *options],
+            [sys.executable, "-m", "meterd", "serve", "--bind", "127.0.0.1:0", *options],
             env=environment({}),
             capture_stdout=True,
             capture_stderr=True,

@@ -37,7 +37,14 @@ async def test_sigterm_under_load_with_a_client_that_never_reads_ends_within_ten
                 async with trio.open_nursery() as nursery:
 
                     async def agents() -> None:
-                        await run_agents(service.url, key, books, agents=8, until=lambda: False)
+                        await run_agents(
+                            service.url,
+                            key,
+                            books,
+                            agents=8,
+                            until=lambda: False,
+                            settle_ms=200,
+                        )
 
                     nursery.start_soon(agents)
                     await trio.sleep(1.5)
