@@ -54,17 +54,13 @@ async def organization(*scopes: str) -> str:
 
     Errors: ProblemError (401, 403); StoreUnavailableError, OverloadedError.
     """
-    principal = await authenticated(
-        services().keyring, request.headers.getlist("authorization")
-    )
+    principal = await authenticated(services().keyring, request.headers.getlist("authorization"))
     return organization_of(principal, *scopes)
 
 
 async def operator() -> str:
     """Return the key id of the operator who asks; errors as `organization`."""
-    principal = await authenticated(
-        services().keyring, request.headers.getlist("authorization")
-    )
+    principal = await authenticated(services().keyring, request.headers.getlist("authorization"))
     return operator_of(principal)
 
 
@@ -120,9 +116,7 @@ def limit_in(parameters: Mapping[str, str]) -> int:
     """Return the page size. Errors: RequestInvalidError."""
     text = parameters.get("limit", str(LIMIT_DEFAULT))
     if not _LIMIT.fullmatch(text) or int(text) > LIMIT_MAX:
-        raise RequestInvalidError(
-            [Problem("/limit", f"must be an integer from 1 to {LIMIT_MAX}")]
-        )
+        raise RequestInvalidError([Problem("/limit", f"must be an integer from 1 to {LIMIT_MAX}")])
     return int(text)
 
 

@@ -86,9 +86,7 @@ class OwedAnswers:
         return [
             one
             for one in ready
-            if isinstance(one, OwedEvent)
-            or not one.is_plain
-            or last[one.task.info.task_id] is one
+            if isinstance(one, OwedEvent) or not one.is_plain or last[one.task.info.task_id] is one
         ]
 
     def clear(self) -> list[Owed]:
@@ -98,9 +96,7 @@ class OwedAnswers:
 
 
 def _last_plain(owed: Iterable[Owed]) -> dict[str, OwedAck]:
-    return {
-        one.task.info.task_id: one for one in owed if isinstance(one, OwedAck) and one.is_plain
-    }
+    return {one.task.info.task_id: one for one in owed if isinstance(one, OwedAck) and one.is_plain}
 
 
 def _first_and_last(owed: deque[Owed]) -> Iterable[Owed]:

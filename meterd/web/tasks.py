@@ -186,9 +186,7 @@ async def heartbeat(task_id: str) -> Response:
     task_id = _task_id(task_id, operation="heartbeat")
     query()
     body = await body_as(HeartbeatBody)
-    return response(
-        await heartbeat_reply(services(), organization_id, task_id, body.elapsed_ms)
-    )
+    return response(await heartbeat_reply(services(), organization_id, task_id, body.elapsed_ms))
 
 
 @tasks.post("/v1/tasks/<path:task_id>/finish")

@@ -175,7 +175,9 @@ def test_equal_metadata_have_equal_text_also_after_the_store() -> None:
     assert canonical_json(json.loads(text)) == text
 
 
-@pytest.mark.parametrize("rate", [0.04, 0, "1", "1.0", "-0.1", "0.0000001", ".5", "0,5", "NaN", "0.5\n", "٠.5"])
+@pytest.mark.parametrize(
+    "rate", [0.04, 0, "1", "1.0", "-0.1", "0.0000001", ".5", "0,5", "NaN", "0.5\n", "٠.5"]
+)
 def test_a_rate_is_text_under_a_dollar_with_six_decimals(rate: object) -> None:
     """A float never touches money, and every rate fits its column."""
     body = {"id": "o", "name": "n", "plan": "pro", "contract": {"overage_usd_per_minute": rate}}
