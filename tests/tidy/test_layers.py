@@ -38,7 +38,9 @@ CHANCE_TAKERS = (
     "meterd/adapters/ids.py",
     "meterd/adapters/postgres_cluster.py",  # the embedded server's password: never seeded
     "meterd/client/chance.py",  # the client imports nothing of meterd
+    "meterd/demo/fleet.py",  # seeded
     "meterd/testing/",  # seeded
+    "meterd/system.py",  # where the source that everybody is given comes from
 )
 
 ASYNCIO_USERS = (
@@ -70,6 +72,7 @@ TASK_STARTERS = (
     # Programs of their own.
     "meterd/client/",
     "meterd/testing/",
+    "meterd/demo/",
     "meterd/cli/",
 )
 
@@ -84,6 +87,7 @@ CORE_MAY_IMPORT = {
     "datetime",
     "decimal",
     "enum",
+    "fractions",
     "functools",
     "hashlib",
     "heapq",
