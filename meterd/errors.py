@@ -7,6 +7,9 @@
     ├── StoreError
     │   ├── StoreUnavailableError   not reachable, or the outcome is unknown; transient
     │   └── StoreRejectedError      PostgreSQL refused the data or the statement
+    ├── PaymentsError
+    │   ├── PaymentsUnavailableError  Stripe is away or the reply was lost; transient
+    │   └── PaymentsRejectedError   Stripe understood and refused
     ├── EmbeddedPostgresError       the embedded server cannot be prepared or started
     ├── PortalClosedError           the asyncio thread is gone; the outcome is unknown; transient
     ├── OverloadedError             a bounded queue is full; transient
@@ -65,6 +68,32 @@ class StoreUnavailableError(StoreError):
 
 class StoreRejectedError(StoreError):
     """PostgreSQL answered and refused: bad data, a broken constraint or a wrong schema."""
+
+
+class PaymentsError(MeterdError):
+    """Stripe failed to do `action`."""
+
+    def __init__(self, action: str, detail: str = "") -> None:
+        super().__init__(f"Stripe failed to {action}" + (f": {detail}" if detail else ""))
+        self.action = action
+        self.detail = detail
+
+
+class PaymentsUnavailableError(PaymentsError):
+    """Stripe is away or asks to wait, or its reply was lost: a write may have happened."""
+
+    transient = True
+
+
+class PaymentsRejectedError(PaymentsError):
+    """Stripe answered and refused: a wrong key, an object that is not there, a bad parameter.
+
+    `code` is Stripe's own (`resource_missing`, …), empty when it gave none.
+    """
+
+    def __init__(self, action: str, detail: str = "", *, code: str = "") -> None:
+        super().__init__(action, detail)
+        self.code = code
 
 
 class EmbeddedPostgresError(MeterdError):

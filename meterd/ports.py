@@ -7,7 +7,7 @@ work); a cancelled or failed write may have happened, so writes are safe to repe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import attrs
@@ -16,6 +16,8 @@ from meterd.core.journal import OrganizationBatch, StoredOrganization
 from meterd.core.organization import Profile
 from meterd.core.period import Period
 from meterd.core.plan import Terms
+from meterd.core.stripe_objects import Json, StripeEvent
+from meterd.core.subscription import Invoice, Subscription
 from meterd.core.task import Task, TaskState
 
 
@@ -174,4 +176,156 @@ class Directory(Protocol):
         limit: int,
     ) -> Sequence[Task]:
         """Return tasks, newest start first; `after` is the (started_at_ms, task_id) seen last."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class SubscriptionReading:
+    """A subscription and its invoices as Stripe has them now, in Stripe's own JSON."""
+
+    subscription: Json
+    invoices: tuple[Json, ...] = ()
+
+
+class Payments(Protocol):
+    """Stripe's objects, read through its API.
+
+    Every method may raise PaymentsUnavailableError (transient) or PaymentsRejectedError.
+    """
+
+    @property
+    def livemode(self) -> bool:
+        """Tell whether the key is for real money."""
+        ...
+
+    async def subscription(
+        self, subscription_id: str, *, invoice_ids: Collection[str] = ()
+    ) -> SubscriptionReading | None:
+        """Return a subscription, its newest and all its open invoices, and the ones named.
+
+        None when Stripe has no such subscription (yet).
+        """
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class PendingEvent:
+    """An event that waits in the inbox."""
+
+    event: StripeEvent
+    attempts: int
+    received_at_ms: int
+
+
+@attrs.frozen(kw_only=True)
+class InboxEntry:
+    """An event of the inbox as an operator sees it."""
+
+    id: str
+    type: str
+    state: str
+    """`pending`, `done` or `dead`."""
+    outcome: str | None
+    livemode: bool
+    subscription_id: str | None
+    customer_id: str | None
+    invoice_id: str | None
+    created_at_ms: int
+    received_at_ms: int
+    attempts: int
+    next_attempt_at_ms: int
+    last_error: str | None
+
+
+@attrs.frozen(kw_only=True)
+class SeenSubscription:
+    """A subscription as it was last seen; a later version is later news."""
+
+    subscription: Subscription
+    version: str
+    object_json: str
+
+
+@attrs.frozen(kw_only=True)
+class SeenInvoice:
+    """An invoice of a subscription as it was last seen."""
+
+    invoice: Invoice
+    version: str
+    object_json: str
+
+
+@attrs.frozen(kw_only=True)
+class Seen:
+    """Everything last seen of one organization, by id."""
+
+    subscriptions: Mapping[str, SeenSubscription]
+    invoices: Mapping[str, SeenInvoice]
+    """Those that are not settled, and all of one subscription when it is named."""
+
+
+@attrs.frozen(kw_only=True)
+class Settlement:
+    """What working off events leaves behind: objects as seen, events done."""
+
+    organization_id: str | None = None
+    subscriptions: Sequence[SeenSubscription] = ()
+    invoices: Sequence[SeenInvoice] = ()
+    done: Mapping[str, str] = attrs.Factory(dict)
+    """Event id to outcome."""
+    at_ms: int
+
+
+class StripeStore(Protocol):
+    """The inbox of events and the objects as last seen."""
+
+    async def keep_event(self, event: StripeEvent, *, at_ms: int) -> bool:
+        """Keep a verified event for ever; False when its id is known already."""
+        ...
+
+    async def due_events(
+        self, *, now_ms: int, busy: Collection[str], subjects_max: int
+    ) -> Sequence[PendingEvent]:
+        """Return all pending events of subjects of which one is due, oldest first.
+
+        A subject is a subscription id, or the event's own id; `busy` ones are left out.
+        """
+        ...
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Write what was seen and mark events done, in one transaction."""
+        ...
+
+    async def postpone(
+        self, event_ids: Collection[str], *, error: str, next_attempt_at_ms: int
+    ) -> None:
+        """Count a failed attempt of pending events and try them again later."""
+        ...
+
+    async def give_up(self, event_ids: Collection[str], *, error: str) -> None:
+        """Count a failed attempt and let the events be dead: an operator may retry them."""
+        ...
+
+    async def retry_event(self, event_id: str, *, at_ms: int) -> bool:
+        """Make a dead or done event pending again; False when there is no such event."""
+        ...
+
+    async def inbox(
+        self, *, state: str | None, after: tuple[int, str] | None, limit: int
+    ) -> Sequence[InboxEntry]:
+        """Return events, newest received first; `after` is (received_at_ms, id) seen last."""
+        ...
+
+    async def organization_of(
+        self, customer_id: str | None, organization_id: str | None
+    ) -> str | None:
+        """Return the organization with this customer, else the named one if it exists."""
+        ...
+
+    async def unsettled_invoices(self, subscription_id: str) -> Sequence[str]:
+        """Return the ids of its invoices that were drafts or open when last seen."""
+        ...
+
+    async def seen(self, organization_id: str, *, subscription_id: str | None = None) -> Seen:
+        """Return what was last seen of an organization."""
         ...

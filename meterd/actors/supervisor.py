@@ -42,6 +42,16 @@ def attempt(handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | C
         return Crash(error)
 
 
+async def attempt_async(
+    handler: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+) -> T | Crash:
+    """Return what an asynchronous handler returns, or the crash it caused."""
+    try:
+        return await handler(*args, **kwargs)
+    except Exception as error:
+        return Crash(error)
+
+
 class EscalatedError(MeterdError):
     """A service actor failed too often: the process must be restarted."""
 

@@ -184,13 +184,11 @@ def with_payment_hold(profile: Profile, *, is_placed: bool) -> Profile:
 
 def _followed_profile(draft: Draft, found: Standing, command: FollowSubscription) -> Profile:
     profile = draft.profile
-    alerts = set(found.alerts)
     customer_id = profile.stripe_customer_id or command.customer_id
-    if command.customer_id not in (None, customer_id):
-        alerts.add(f"{Alert.OTHER_CUSTOMER.value}:{command.customer_id}")
-    profile = attrs.evolve(
-        profile, stripe_customer_id=customer_id, billing_alerts=frozenset(alerts)
-    )
+    others = {each.customer_id for each in command.subscriptions if each.status.is_live}
+    others -= {customer_id or ""}
+    alerts = found.alerts | {f"{Alert.OTHER_CUSTOMER.value}:{other}" for other in others}
+    profile = attrs.evolve(profile, stripe_customer_id=customer_id, billing_alerts=alerts)
     if found.subscription_id is None and not found.is_over:
         return profile
     since_ms = found.unpaid_since_ms

@@ -422,7 +422,8 @@ def test_another_customers_subscription_is_followed_and_found() -> None:
     """The organization id in its metadata says whose it is; a person should know."""
     state = make_org()
     follow(state, make_follow(make_subscription()))
-    kinds = follow(state, make_follow(make_subscription(), customer_id="cus_2"), NOON_MS + 1)
+    theirs = make_subscription(customer_id="cus_2")
+    kinds = follow(state, make_follow(theirs, customer_id="cus_2"), NOON_MS + 1)
 
     assert "findings" in kinds
     assert state.profile.stripe_customer_id == "cus_1"

@@ -1,0 +1,1 @@
+"""Stripe's API on Trio, behind the ports that need it."""
