@@ -1,0 +1,42 @@
+"""The report as JSON values: money as text, plans and movements by their names."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+import attrs
+
+from meterd.reporting.figures import Report
+
+
+def document(report: Report) -> dict[str, Any]:
+    """Return the same data as the Markdown, complete."""
+    found = _value(report)
+    assert isinstance(found, dict), found
+    revenue = report.revenue
+    if revenue is not None:
+        found["revenue"]["movements"] = {
+            kind.value: {"usd": str(amount), "customers": customers}
+            for kind, (amount, customers) in revenue.movements.items()
+        }
+    return found
+
+
+def _value(value: Any) -> Any:
+    if attrs.has(type(value)):
+        fields = attrs.fields(type(value))
+        return {field.name: _value(getattr(value, field.name)) for field in fields}
+    match value:
+        case enum.Enum():
+            return value.value
+        case Decimal():
+            return str(value)
+        case Mapping():
+            return {_value(key): _value(each) for key, each in value.items()}
+        case tuple() | list():
+            return [_value(each) for each in value]
+        case _:
+            return value
