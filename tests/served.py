@@ -6,14 +6,17 @@ world runs on sockets in real time and under an autojump clock without them.
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import attrs
-import httpx
 import trio
+from quart.testing.utils import sentinel
 from typed_settings import Secret
+from werkzeug.datastructures import Headers
 
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
@@ -26,7 +29,7 @@ from meterd.config import Config
 from meterd.core.decide import decide
 from meterd.core.journal import OrganizationBatch, StoredOrganization
 from meterd.core.organization import Rules
-from meterd.core.task import Plausibility
+from meterd.core.task import Plausibility, Task
 from meterd.errors import StoreRejectedError, StoreUnavailableError
 from meterd.ports import StoredKey
 from meterd.web.app import Web, WebServices, create_app
@@ -70,14 +73,36 @@ class Store(MemoryStore):
         self._reach()
         return dict(await super().load(organization_ids))
 
-    async def recall_task(self, organization_id: str, task_id: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    async def recall_task(self, organization_id: str, task_id: str) -> Task | None:
         self._reach()
         return await super().recall_task(organization_id, task_id)
+
+    async def revoked_since(self, at_ms: int) -> Sequence[str]:
+        self._reach()
+        return await super().revoked_since(at_ms)
 
     async def find_key(self, digest: bytes) -> StoredKey | None:
         self._reach()
         self.lookups += 1
         return await super().find_key(digest)
+
+
+def _lower(given: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in given.items()}
+
+
+@attrs.frozen(kw_only=True)
+class Seen:
+    """An answer of the application; header names in lower case."""
+
+    status_code: int
+    headers: dict[str, str] = attrs.field(converter=_lower)
+    raw: bytes
+
+    @property
+    def data(self) -> Any:
+        """The JSON in the body."""
+        return json.loads(self.raw)
 
 
 @attrs.define(kw_only=True)
@@ -94,7 +119,7 @@ class World:
     ) -> None:
         """Create an organization as an operator would."""
         body = {"id": organization_id, "name": "Acme", "plan": plan, **fields}
-        answer = await self.admin("POST", "/admin/v1/organizations", json=body)
+        answer = await self.admin("POST", "/admin/v1/organizations", content=body)
         assert answer.status_code == 201, answer.data
 
     async def key(self, *scopes: str, organization_id: str = "org_1") -> str:
@@ -104,37 +129,33 @@ class World:
         )
         return text
 
-    async def admin(self, method: str, path: str, **arguments: object):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    async def admin(self, method: str, path: str, *, content: Any = None) -> Seen:
         """Ask as an operator, without a socket."""
-        return await self.ask(method, path, ADMIN_KEY, **arguments)
+        return await self.ask(method, path, ADMIN_KEY, content=content)
 
-    async def ask(self, method: str, path: str, key: str | None = None, **arguments: object):  # type: ignore[no-untyped-def]  # noqa: ANN201
-        """Ask the application, without a socket; returns a `Seen`."""
-        headers = dict(arguments.pop("headers", None) or {})  # type: ignore[call-overload]
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        key: str | None = None,
+        *,
+        content: Any = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Seen:
+        """Ask the application, without a socket."""
+        sent = Headers(dict(headers or {}))
         if key is not None:
-            headers["Authorization"] = f"Bearer {key}"
+            sent["Authorization"] = f"Bearer {key}"
+        if content is not None:
+            sent["Content-Type"] = "application/json"
+            body = json.dumps(content).encode()
         client = self.web.app.test_client()
-        response = await client.open(path, method=method, headers=headers, **arguments)  # type: ignore[arg-type]
-        raw = await response.get_data(as_text=False)
-        return Seen(
-            status_code=response.status_code, headers=dict(response.headers.items()), raw=raw
+        answer = await client.open(
+            path, method=method, headers=sent, data=body or b"", json=sentinel
         )
-
-
-@attrs.frozen(kw_only=True)
-class Seen:
-    """An answer of the application; header names in lower case."""
-
-    status_code: int
-    headers: dict[str, str] = attrs.field(
-        converter=lambda given: {name.lower(): value for name, value in given.items()}
-    )
-    raw: bytes
-
-    @property
-    def data(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
-        """The JSON in the body."""
-        return httpx.Response(self.status_code, content=self.raw).json()
+        raw = await answer.get_data(as_text=False)
+        return Seen(status_code=answer.status_code, headers=dict(answer.headers.items()), raw=raw)
 
 
 def halves() -> Iterator[float]:
@@ -183,7 +204,7 @@ async def open_world(
         ids=ids,
         chance=random.Random(2).randbytes,
         admin_key=ADMIN_KEY,
-        say=lambda text: None,
+        say=print,
     )
     actors = [
         Service("ledger", ledger.run, clock=clock),

@@ -143,6 +143,8 @@ class KeyRing:
         self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
         self._on_revoked: dict[str, list[Callable[[], None]]] = {}
         self._watched_from_ms = clock.now_ms()
+        self.failing_since_ms: int | None = None
+        """Since when revocations cannot be read: the store is away, even if nothing is written."""
 
     @classmethod
     async def open(
@@ -327,8 +329,10 @@ class KeyRing:
                 revoked = await self._store.revoked_since(self._watched_from_ms - WATCH_OVERLAP_MS)
             except (StoreUnavailableError, PortalClosedError) as error:
                 log.debug("revocations_unread", error=str(error))
+                self.failing_since_ms = self.failing_since_ms or started_ms
             else:
                 self._watched_from_ms = started_ms
+                self.failing_since_ms = None
                 self._revoked = frozenset(revoked)
                 self._forget(self._revoked)
             await trio.sleep(WATCH_INTERVAL_MS / SECOND_MS)

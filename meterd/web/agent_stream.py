@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import outcome
 import structlog
 import trio
 from quart import Blueprint, Response, g, websocket
 
 from meterd.actors.keyring import Principal
+from meterd.actors.supervisor import Crash, attempt_async
 from meterd.errors import MeterdError
 from meterd.web.agent_session import AgentSession, Spawn
 from meterd.web.auth import authenticated, has_scope
@@ -106,12 +106,10 @@ def _spawner(nursery: trio.Nursery, transport: StreamTransport) -> Spawn:
 
 async def _contained(work: Callable[[], Awaitable[None]], transport: StreamTransport) -> None:
     """Run one session's work; an unexpected error costs that stream, a cancellation goes on."""
-    result = await outcome.acapture(work)
-    if isinstance(result, outcome.Error) and isinstance(result.error, Exception):
+    result = await attempt_async(work)
+    if isinstance(result, Crash):
         log.error("agent_stream_failed", exc_info=result.error)
         transport.close(CLOSE_INTERNAL_ERROR, "internal error")
-    else:
-        result.unwrap()
 
 
 # --- without the front door -----------------------------------------------------------------------

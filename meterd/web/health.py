@@ -20,7 +20,8 @@ async def alive() -> Response:
 @health.get("/readyz")
 async def ready() -> Response:
     """Return 200 when requests can be served, else 503 with what is missing."""
-    missing = services().readiness.missing()
+    bundle = services()
+    missing = bundle.readiness.missing(unread_since_ms=bundle.keyring.failing_since_ms)
     if missing:
         content = {"status": "not_ready", "missing": missing}
         return response(json_reply(503, content, (("retry-after", "1"),)))

@@ -30,14 +30,18 @@ class Readiness:
         self.is_accepting = False
         """Set once requests are served, cleared when a stop begins."""
 
-    def missing(self) -> list[str]:
-        """Return the names of what is missing, empty when meterd is ready."""
+    def missing(self, *, unread_since_ms: int | None = None) -> list[str]:
+        """Return the names of what is missing, empty when meterd is ready.
+
+        `unread_since_ms` is since when reading from the store fails: an idle meterd writes nothing.
+        """
         ledger = self._organizations.ledger
         missing = []
         if not self.is_accepting:
             missing.append("accepting")
-        since_ms = ledger.failing_since_ms
-        if since_ms is not None and self._clock.now_ms() - since_ms >= STORE_FAILING_MS:
+        before_ms = self._clock.now_ms() - STORE_FAILING_MS
+        failing = (ledger.failing_since_ms, unread_since_ms)
+        if any(since_ms is not None and since_ms <= before_ms for since_ms in failing):
             missing.append("store")
         if ledger.is_full:
             missing.append("backlog")

@@ -1,9 +1,11 @@
 """The agent stream's session on real actors, with the store in memory and no socket."""
 
+# ruff: noqa: ARG001  # asking for autojump_clock is what makes the time virtual
+
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import trio
 
 from meterd.actors.keyring import Principal
+from meterd.core.task import Task
 from meterd.web.agent_session import AgentSession
 from meterd.web.agent_stream import AgentGate
 from meterd.web.stream_transport import (
@@ -227,7 +230,7 @@ async def test_frames_behind_a_start_that_has_to_wait_are_served_at_once(
         await line.settle()
         recall, gate = world.store.recall_task, trio.Event()
 
-        async def slow_recall(organization_id: str, task_id: str) -> object:
+        async def slow_recall(organization_id: str, task_id: str) -> Task | None:
             await gate.wait()
             return await recall(organization_id, task_id)
 
@@ -282,7 +285,7 @@ async def test_stop_is_pushed_when_the_quota_runs_out_without_any_heartbeat(
     await world.admin(
         "POST",
         "/admin/v1/organizations/org_2/adjustments",
-        json={"agent_ms": 78 * 60_000, "reason": "close to the limit"},
+        content={"agent_ms": 78 * 60_000, "reason": "close to the limit"},
     )
     async with open_line(world, await world.key("agent", organization_id="org_2")) as line:
         line.say(START)
@@ -320,7 +323,7 @@ async def test_a_suspension_stops_this_streams_tasks_and_not_others(
         runs.say(START)
         await runs.settle()
         await world.admin(
-            "PATCH", "/admin/v1/organizations/org_1", json={"suspended": True, "reason": "x"}
+            "PATCH", "/admin/v1/organizations/org_1", content={"suspended": True, "reason": "x"}
         )
         heard, other = runs.read(), idles.read()
 
@@ -425,21 +428,20 @@ async def test_a_stream_reconnects_and_sends_its_latest_time_which_is_the_whole_
 @pytest.mark.parametrize(
     ("bearer", "code"),
     [
-        (lambda world: None, 4401),
-        (lambda world: "mk_live_wrong", 4401),
-        (lambda world: ADMIN_KEY, 4403),
+        (None, 4401),
+        ("mk_live_wrong", 4401),
+        (ADMIN_KEY, 4403),
     ],
     ids=["no key", "wrong key", "an operator's key"],
 )
 async def test_the_gate_says_by_close_code_who_may_not_enter(
     autojump_clock: trio.abc.Clock,
     world: World,
-    bearer: Callable[[World], str | None],
+    bearer: str | None,
     code: int,
 ) -> None:
     """Most clients never see the status of a failed handshake."""
-    key = bearer(world)
-    headers = [] if key is None else [("authorization", f"Bearer {key}")]
+    headers = [] if bearer is None else [("authorization", f"Bearer {bearer}")]
     request = StreamRequest(path="", query="", headers=headers, client_address="")
     verdict = await AgentGate(world.services, lambda: world.nursery).admit(request)
 
@@ -484,7 +486,7 @@ async def test_what_fails_in_a_session_costs_that_stream_only(
     """A bug behind one stream must not end the server's tasks."""
     async with open_line(world) as line, open_line(world) as stays:
 
-        async def fail(organization_id: str, task_id: str) -> object:
+        async def fail(organization_id: str, task_id: str) -> Task | None:
             raise RuntimeError("planted")
 
         world.store.recall_task = fail  # type: ignore[method-assign]
