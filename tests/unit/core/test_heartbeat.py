@@ -3,7 +3,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from meterd.core.commands import Heartbeat
+from meterd.core.commands import Heartbeat, Tick
 from meterd.core.decide import _heartbeat_in_full
 from meterd.core.heartbeat import decide_at_once
 from meterd.core.organization import Hold, OrganizationState
@@ -129,3 +129,14 @@ def test_silence_of_others_is_part_of_the_decision() -> None:
 
     assert decision is None
     assert is_plain(state, 6_000, NOON_MS + 7_000)
+
+
+def test_a_report_that_reaches_a_price_line_already_announced_is_not() -> None:
+    """Projected use was there before it; now the bill is, and rows are due."""
+    state = started(100 * MINUTE_MS - 5_000)
+    drive(state, Tick(), NOON_MS + 6_000)
+
+    assert [is_plain(state, ms, NOON_MS + 6_000) for ms in (4_999, 5_000)] == [False, False]
+    start(state, "task_2", "agent_2", now_ms=NOON_MS + 6_000)
+    drive(state, Tick(), NOON_MS + 12_000)
+    assert [is_plain(state, ms, NOON_MS + 12_000) for ms in (4_999, 5_000)] == [True, False]

@@ -260,3 +260,12 @@ def test_a_draft_that_changes_nothing_has_no_facts() -> None:
     draft = Draft(state, NOON_MS)
     with pytest.raises(AssertionError):
         draft.task("task_9")
+
+
+def test_a_report_that_ends_exactly_at_the_line_is_recorded_up_to_it() -> None:
+    """The next millisecond has another price."""
+    state = make_state(contract=HUNDRED, used_ms=100 * MINUTE_MS - 5_000)
+    start(state)
+    facts = drive(state, Heartbeat("task_1", 5_000), NOON_MS + 5_000).facts
+
+    assert rows_of(facts) == [("2026-02", Kind.INCLUDED, 5_000, NOON_MS + 4_999)]

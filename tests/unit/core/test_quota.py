@@ -233,3 +233,13 @@ def test_silence_from_before_a_start_burns_no_more_and_loses_nothing_at_once() -
     frozen_ms = NOON_MS + 50_000 + MINUTE_MS
     assert projected_ms(state, frozen_ms) == projected_ms(state, frozen_ms + 9)
     assert next_wakeup_ms(state, frozen_ms) == now_ms + MINUTE_MS
+
+
+def test_a_task_at_its_time_out_moves_no_timer() -> None:
+    """Its projected time stands still, so no line comes nearer."""
+    state = burning(1, MINUTE_MS + 5)
+    state.serving_since_ms = now_ms = NOON_MS + MINUTE_MS
+    drive(state, Tick(), now_ms)
+
+    assert projected_ms(state, now_ms) == projected_ms(state, now_ms + 5) == 110 * MINUTE_MS - 5
+    assert next_wakeup_ms(state, now_ms) == silent_at_ms(state) == now_ms + MINUTE_MS
