@@ -352,6 +352,8 @@ class StripeActor:
         """Return whose subscription it is: the customer's organization, else the one it names."""
         customer_id = next((p.event.customer_id for p in signals if p.event.customer_id), None)
         named: str | None = None
+        for invoice in news.invoices.values():
+            named = invoice.invoice.organization_id or named
         for seen in news.subscriptions.values():
             customer_id, named = seen.subscription.customer_id, seen.subscription.organization_id
         if named is not None and not ORGANIZATION_ID.fullmatch(named):

@@ -84,8 +84,13 @@ def read_event(payload_json: str) -> StripeEvent | None:
 
 def invoice_subscription(invoice: Json) -> str | None:
     """Return the subscription an invoice belongs to, where it is now or where it was."""
-    details = _part(_part(invoice, "parent"), "subscription_details")
-    return _reference(details, "subscription") or _reference(invoice, "subscription")
+    return _reference(_details(invoice), "subscription") or _reference(invoice, "subscription")
+
+
+def _details(invoice: Json) -> Json:
+    """Return what an invoice says of its subscription, where it is now or where it was."""
+    now = _part(_part(invoice, "parent"), "subscription_details")
+    return now or _part(invoice, "subscription_details")
 
 
 def read_subscription(found: Json) -> Subscription | None:
@@ -125,6 +130,7 @@ def read_invoice(found: Json) -> Invoice | None:
         attempt_count=_integer(found, "attempt_count") or 0,
         created_at_ms=_instant(found, "created") or 0,
         finalized_at_ms=_instant(_part(found, "status_transitions"), "finalized_at"),
+        organization_id=_text(_part(_details(found), "metadata"), "organization_id"),
         livemode=found.get("livemode") is True,
     )
 

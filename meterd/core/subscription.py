@@ -135,6 +135,8 @@ class Invoice:
     finalized_at_ms: int | None = None
     failed_at_ms: int | None = None
     """The earliest payment failure we were told of."""
+    organization_id: str | None = None
+    """The subscription's `metadata.organization_id` when the invoice was made."""
     livemode: bool = False
 
     @property
