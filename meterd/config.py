@@ -36,12 +36,14 @@ from meterd.setting import (
     Setting,
     address,
     choice,
+    clock_time,
     flag,
     integer,
     networks,
     path,
     secret,
     secrets,
+    time_zone,
     url,
 )
 
@@ -106,6 +108,14 @@ class Config:
     )
     stripe_webhook_secrets: tuple[Secret[str], ...] = secrets(
         doc="Signing secrets of the webhook endpoint; several while one is being rotated."
+    )
+
+    payment_grace_ms: int = integer(
+        7 * _DAY_MS,
+        unit="milliseconds",
+        least=0,
+        most=60 * _DAY_MS,
+        doc="How long an organization works on after a renewal's first failed payment.",
     )
 
     plans: Path | None = path(doc="Plan catalogue; the one inside the package unless set.")
@@ -246,6 +256,45 @@ class Config:
     )
     trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = networks(
         doc="Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed; none unless set."
+    )
+
+    jobs_time_zone: str = time_zone(
+        "UTC",
+        doc="Time zone of the times below; days are always counted in UTC. Hourly jobs have none.",
+    )
+    daily_metrics_at: str = clock_time(
+        "00:15", doc="When the last UTC day of every organization is summed."
+    )
+    revenue_snapshot_at: str = clock_time(
+        "00:20",
+        doc="When it is kept what every customer is worth a month; Stripe cannot be asked later.",
+    )
+    ledger_reconciliation_at: str = clock_time(
+        "03:00", doc="When ledger, counters, tasks and actors are compared."
+    )
+    retention_at: str = clock_time("04:00", doc="When what was kept long enough is dropped.")
+    daily_report_at: str = clock_time(
+        "06:00", doc="When the report of the last whole UTC day is written."
+    )
+    reports_dir: Path = path(
+        default=Path("reports"), doc="Directory of the daily reports, made when it is needed."
+    )
+    reports_git_commit: bool = flag(
+        doc="Commit each report with git, when `reports_dir` lies in a repository."
+    )
+    task_retention_days: int = integer(
+        400,
+        unit="days",
+        least=36,
+        most=36_500,
+        doc="How long ended tasks are kept; their ledger rows are kept for ever.",
+    )
+    inbox_retention_days: int = integer(
+        90,
+        unit="days",
+        least=1,
+        most=36_500,
+        doc="How long the content of Stripe's events is kept; their ids are kept for ever.",
     )
 
     shutdown_requests_ms: int = integer(

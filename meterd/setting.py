@@ -11,9 +11,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import attrs
 from typed_settings import Secret
@@ -25,6 +27,7 @@ SETTING: Final = "meterd.setting"
 MASK: Final = "********"
 
 Parse = Callable[[object], Any]
+_CLOCK_TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]", re.ASCII)
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _FLAGS: Final[Mapping[str, bool]] = {
     "true": True,
@@ -120,6 +123,37 @@ def path(
 
     setting = Setting(doc=doc, parse=parse, form="a path", is_path=True)
     return _field(attrs.Factory(factory, takes_self=True) if factory else default, setting)
+
+
+def clock_time(default: str, *, doc: str) -> Any:
+    """Declare a time of day, `HH:MM`."""
+
+    def parse(value: object) -> str:
+        if not isinstance(value, str) or not _CLOCK_TIME.fullmatch(value.strip()):
+            raise ValueError(f"must be a time of day from 00:00 to 23:59, {_not(value)}")
+        return value.strip()
+
+    return _field(default, Setting(doc=doc, parse=parse, form="HH:MM, from 00:00 to 23:59"))
+
+
+def time_zone(default: str, *, doc: str) -> Any:
+    """Declare a time zone by its name in the tz database."""
+
+    def parse(value: object) -> str:
+        try:
+            zone_of(_text(value))
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(
+                f"must be a name of the tz database such as Europe/Berlin, {_not(value)}"
+            ) from None
+        return _text(value)
+
+    return _field(default, Setting(doc=doc, parse=parse, form="UTC, or a tz database name"))
+
+
+def zone_of(name: str) -> tzinfo:
+    """Return a time zone by name; UTC needs no tz database. Errors: ZoneInfoNotFoundError."""
+    return UTC if name == "UTC" else ZoneInfo(name)
 
 
 def address(default: str, *, doc: str) -> Any:

@@ -9,6 +9,7 @@ from decimal import Decimal, InvalidOperation
 import attrs
 
 from meterd.core.ids import fact_id
+from meterd.core.period import Period
 from meterd.core.units import day_start_ms
 
 
@@ -69,6 +70,57 @@ class BookDifference:
                 }
             ),
         )
+
+
+@attrs.frozen(kw_only=True)
+class StoredCounters:
+    """An organization's open period as stored, at its durable position."""
+
+    seq: int
+    label: str
+    used_ms: int
+    recorded_ms: int
+    overage_minutes: int
+    overage_usd: Decimal
+    total_usd: Decimal
+
+
+@attrs.frozen(kw_only=True)
+class RebuiltCounters:
+    """A period whose counters were not what the ledger says, and now are."""
+
+    organization_id: str
+    label: str
+    wrong_used_ms: int
+    wrong_recorded_ms: int
+    used_ms: int
+    recorded_ms: int
+
+
+def live_differences(
+    organization_id: str, period: Period, stored: StoredCounters
+) -> tuple[BookDifference, ...]:
+    """Return what an organization's actor counts differently from what is stored of it."""
+    pairs = (
+        ("billing_period", stored.label, period.label),
+        ("used_ms", stored.used_ms, period.used_ms),
+        ("recorded_ms", stored.recorded_ms, period.recorded_ms),
+        ("overage_minutes", stored.overage_minutes, period.overage_minutes),
+        ("overage_usd", stored.overage_usd, period.overage_usd),
+        ("total_usd", stored.total_usd, period.total_usd),
+    )
+    return tuple(
+        BookDifference(
+            kind=LIVE_DIFFERENCE,
+            organization_id=organization_id,
+            subject=period.label,
+            what=what,
+            expected=str(expected),
+            found=str(found),
+        )
+        for what, expected, found in pairs
+        if expected != found
+    )
 
 
 def as_json(fields: Mapping[str, object]) -> str:

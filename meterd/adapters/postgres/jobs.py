@@ -45,6 +45,10 @@ class PostgresJobs:
         rows = await self._fetch("records", list(names))
         return {row["name"]: _record(row) for row in rows}
 
+    async def all_records(self) -> Sequence[JobRecord]:
+        """Return every job this database knows, by name."""
+        return [_record(row) for row in await self._fetch("all_records")]
+
     async def begin(self, run: JobRun) -> bool:
         """Write that a run begins; False when the job is running, wherever."""
         found = await self._fetch(

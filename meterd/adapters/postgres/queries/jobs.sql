@@ -9,6 +9,9 @@ ON CONFLICT (name) DO NOTHING
 -- name: records
 SELECT * FROM jobs WHERE name = ANY ($1)
 
+-- name: all_records
+SELECT * FROM jobs ORDER BY name
+
 -- name: interrupt
 WITH interrupted AS (
     UPDATE job_runs SET outcome = 'interrupted', finished_at = $1
