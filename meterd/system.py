@@ -24,6 +24,7 @@ from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
 from meterd.actors.ledger import FlushPolicy, Ledger
 from meterd.actors.organizations import ActorPolicy, Decide, Organizations
+from meterd.actors.stripe import StripeActor
 from meterd.actors.supervisor import Service
 from meterd.adapters.asyncio_thread import AsyncioThread, open_asyncio_thread
 from meterd.adapters.catalogue import load_catalogue
@@ -40,6 +41,8 @@ from meterd.adapters.postgres.pool import (
     open_postgres_pools,
 )
 from meterd.adapters.postgres.store import PostgresStore
+from meterd.adapters.postgres.stripe import PostgresStripe
+from meterd.adapters.stripe.client import StripePayments, open_stripe
 from meterd.config import Config
 from meterd.core.decide import decide
 from meterd.core.organization import Rules
@@ -96,6 +99,7 @@ async def run_meterd(
         _database(portal, config, say) as dsn,
         _owned(portal, config, dsn, say) as owner,
         open_postgres_pools(portal, dsn) as pools,
+        _payments(config, _jitter(chance), say) as payments,
     ):
         await _check_clock(pools, config, clock)
         store = PostgresStore(pools, epoch=owner.epoch, clock=clock)
@@ -119,6 +123,7 @@ async def run_meterd(
                 record_interval_ms=config.record_interval_ms,
                 tasks_per_agent=config.tasks_per_agent,
                 plausibility=Plausibility(config.plausibility),
+                payment_grace_ms=config.payment_grace_ms,
             ),
             clock=clock,
             ids=ids,
@@ -135,6 +140,10 @@ async def run_meterd(
             admin_key=_secret(config.admin_key),
             say=say,
         )
+        inbox = PostgresStripe(pools, epoch=owner.epoch)
+        follower = StripeActor(
+            inbox, payments, organizations, store, clock=clock, jitter=_jitter(chance)
+        )
         services = [
             Service("ledger", ledger.run, clock=clock),
             Service("activation", organizations.activation.run, clock=clock),
@@ -142,6 +151,7 @@ async def run_meterd(
             Service("janitor", organizations.run_janitor, clock=clock),
             Service("keyring", keyring.watch, clock=clock),
             Service("owner", owner.keep, clock=clock),
+            Service("stripe", follower.run, clock=clock),
         ]
         readiness = Readiness(organizations, services, clock=clock)
         inspector = Inspector(organizations, services)
@@ -154,6 +164,8 @@ async def run_meterd(
             clock=clock,
             ids=ids,
             config=config,
+            stripe_store=inbox,
+            stripe_actor=follower,
         )
         async with trio.open_nursery() as actors:
             for service in services:
@@ -239,6 +251,21 @@ async def _database(portal: AsyncioThread, config: Config, say: Say) -> AsyncIte
         nursery.start_soon(server.keep_running)
         yield server.dsn
         nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _payments(
+    config: Config, jitter: Iterator[float], say: Say
+) -> AsyncIterator[StripePayments | None]:
+    """Give Stripe's API, or None without a key: then payloads are applied as they come."""
+    key = _secret(config.stripe_api_key)
+    if key is None:
+        if config.stripe_webhook_secrets:
+            say("no stripe_api_key: Stripe's events are applied as they come")
+        yield None
+        return
+    async with open_stripe(key, jitter=jitter, api_base=config.stripe_api_base) as payments:
+        yield payments
 
 
 @contextlib.asynccontextmanager

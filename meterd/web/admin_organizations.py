@@ -21,6 +21,7 @@ from meterd.core.commands import (
     Done,
     ExceedsHardLimit,
     PeriodUnknown,
+    PlanManagedByStripe,
 )
 from meterd.core.organization import Hold, Profile
 from meterd.core.period import calendar_period
@@ -167,13 +168,19 @@ async def described(bundle: WebServices, organization_id: str) -> dict[str, Any]
 async def change_reply(
     bundle: WebServices, organization_id: str, body: OrganizationPatch, actor: str
 ) -> Reply:
-    """Change an organization. Errors: RequestInvalidError, CustomerTakenError; as `ask`."""
+    """Change an organization.
+
+    Errors: RequestInvalidError, CustomerTakenError, ProblemError (409 plan_managed_by_stripe); as
+    `ask`.
+    """
     command = change_command(body, actor)
     organizations = bundle.organizations
     await organizations.view(organization_id)  # unknown: before anything is claimed for it
     if body.stripe_customer_id is not UNSET:
         await bundle.directory.claim_customer(organization_id, body.stripe_customer_id)
     answer = await organizations.ask(organization_id, command)
+    if isinstance(answer.outcome, PlanManagedByStripe):
+        raise ProblemError("plan_managed_by_stripe")
     assert isinstance(answer.outcome, Done), answer
     await organizations.durable(organization_id, answer.seq)
     return json_reply(200, await described(bundle, organization_id))

@@ -18,6 +18,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from meterd.errors import MeterdError
 from meterd.web.admin_actors import admin_actors
 from meterd.web.admin_organizations import admin_organizations
+from meterd.web.admin_stripe import admin_stripe
 from meterd.web.agent_stream import AgentGate, agent_stream
 from meterd.web.front.hot import HotPath
 from meterd.web.health import health
@@ -28,6 +29,7 @@ from meterd.web.reply import COMMON_HEADERS, new_request_id
 from meterd.web.requests import SERVICES, request_id, response
 from meterd.web.services import WebServices
 from meterd.web.stream_transport import StreamGate
+from meterd.web.stripe_webhook import stripe_webhook
 from meterd.web.tasks import tasks
 
 
@@ -80,7 +82,16 @@ def make_application(services: WebServices) -> QuartTrio:
     app.config["PROPAGATE_EXCEPTIONS"] = False
     app.url_map.merge_slashes = False
     app.extensions[SERVICES] = services
-    for blueprint in (quota, tasks, agent_stream, admin_organizations, admin_actors, health):
+    for blueprint in (
+        quota,
+        tasks,
+        agent_stream,
+        admin_organizations,
+        admin_actors,
+        health,
+        admin_stripe,
+        stripe_webhook,
+    ):
         app.register_blueprint(blueprint)
 
     # Every hook is async: Quart runs plain functions in threads.

@@ -89,6 +89,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     # The caller's mistakes.
     "bad_request": Kind(400, _BAD_REQUEST, "The request cannot be understood."),
     "bad_json": Kind(400, _BAD_REQUEST, "The body is not valid JSON."),
+    "bad_signature": Kind(400, _BAD_REQUEST, "The signature is missing, wrong or not of now."),
     "unauthorized": Kind(
         401, "Unauthorized", "A valid key is required, as `Authorization: Bearer`."
     ),
@@ -97,6 +98,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "organization_unknown": Kind(404, _NOT_FOUND, "There is no such organization."),
     "task_unknown": Kind(404, _NOT_FOUND, "There is no such task."),
     "key_unknown": Kind(404, _NOT_FOUND, "There is no such key."),
+    "event_unknown": Kind(404, _NOT_FOUND, "There is no such event."),
     "actor_unknown": Kind(404, _NOT_FOUND, "There is no such actor in memory."),
     "method_not_allowed": Kind(405, "Method Not Allowed", "This method is not allowed here."),
     "not_acceptable": Kind(406, "Not Acceptable", "There is no such representation."),
@@ -106,6 +108,11 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "task_closed": Kind(
         409, _CONFLICT, "The task was lost more than 24 hours ago and takes no more reports."
+    ),
+    "plan_managed_by_stripe": Kind(
+        409,
+        _CONFLICT,
+        "A live Stripe subscription decides the plan. Change it there, or change the contract.",
     ),
     "organization_exists": Kind(409, _CONFLICT, "An organization with this id exists already."),
     "customer_taken": Kind(

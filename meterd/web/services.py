@@ -12,9 +12,10 @@ import attrs
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
 from meterd.actors.organizations import Organizations
+from meterd.actors.stripe import StripeActor
 from meterd.config import Config
 from meterd.core.task import Task
-from meterd.ports import Clock, Directory, Ids
+from meterd.ports import Clock, Directory, Ids, StripeStore
 from meterd.web.readiness import Readiness
 
 
@@ -38,3 +39,6 @@ class WebServices:
     clock: Clock
     ids: Ids
     config: Config
+    stripe_store: StripeStore | None = None
+    """Where Stripe's events are kept; `None`: this process takes none."""
+    stripe_actor: StripeActor | None = None
