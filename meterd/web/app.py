@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from meterd.errors import MeterdError
 from meterd.web.admin_actors import admin_actors
+from meterd.web.admin_books import admin_books
 from meterd.web.admin_organizations import admin_organizations
 from meterd.web.admin_stripe import admin_stripe
 from meterd.web.agent_stream import AgentGate, agent_stream
@@ -88,6 +89,7 @@ def make_application(services: WebServices) -> QuartTrio:
         agent_stream,
         admin_organizations,
         admin_actors,
+        admin_books,
         health,
         admin_stripe,
         stripe_webhook,

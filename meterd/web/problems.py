@@ -99,6 +99,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "task_unknown": Kind(404, _NOT_FOUND, "There is no such task."),
     "key_unknown": Kind(404, _NOT_FOUND, "There is no such key."),
     "event_unknown": Kind(404, _NOT_FOUND, "There is no such event."),
+    "job_unknown": Kind(404, _NOT_FOUND, "There is no such job."),
+    "report_unknown": Kind(404, _NOT_FOUND, "There are no figures of this day."),
     "actor_unknown": Kind(404, _NOT_FOUND, "There is no such actor in memory."),
     "method_not_allowed": Kind(405, "Method Not Allowed", "This method is not allowed here."),
     "not_acceptable": Kind(406, "Not Acceptable", "There is no such representation."),
@@ -114,6 +116,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         _CONFLICT,
         "A live Stripe subscription decides the plan. Change it there, or change the contract.",
     ),
+    "job_running": Kind(409, _CONFLICT, "The job is running already."),
     "organization_exists": Kind(409, _CONFLICT, "An organization with this id exists already."),
     "customer_taken": Kind(
         409, _CONFLICT, "Another organization is linked to this Stripe customer."

@@ -9,9 +9,11 @@ from typing import Protocol
 
 import attrs
 
+from meterd.actors.books import Books
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
 from meterd.actors.organizations import Organizations
+from meterd.actors.scheduler import Scheduler
 from meterd.actors.stripe import StripeActor
 from meterd.config import Config
 from meterd.core.task import Task
@@ -42,3 +44,6 @@ class WebServices:
     stripe_store: StripeStore | None = None
     """Where Stripe's events are kept; `None`: this process takes none."""
     stripe_actor: StripeActor | None = None
+    books: Books | None = None
+    """Reports, reconciliation and findings; `None`: this process keeps no books."""
+    scheduler: Scheduler | None = None

@@ -1,0 +1,276 @@
+"""The books for operators: jobs, reports, revenue, reconciliation and findings (contract §11)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from quart import Blueprint, Response, request
+
+from meterd.actors.books import Books
+from meterd.actors.reports import Revenue, day_of
+from meterd.actors.scheduler import JobBusyError, JobUnknownError, JobView, Scheduler
+from meterd.core.books import BookFinding, as_json
+from meterd.core.schedule import JobRun
+from meterd.core.units import INSTANT_MS_MAX, rfc3339
+from meterd.reporting.figures import StoredReport
+from meterd.web.problems import ProblemError
+from meterd.web.reply import Reply, json_reply
+from meterd.web.requests import (
+    choice_in,
+    cursor_in,
+    limit_in,
+    make_cursor,
+    operator,
+    query,
+    response,
+    services,
+)
+from meterd.web.shapes import Page
+
+
+MARKDOWN: Final = "text/markdown"
+
+admin_books = Blueprint("admin_books", __name__, url_prefix="/admin/v1")
+
+
+def _books() -> Books:
+    """Return the books. Errors: ProblemError `not_found` where none are kept."""
+    books = services().books
+    if books is None:
+        raise ProblemError("not_found")
+    return books
+
+
+def _scheduler() -> Scheduler:
+    """Return the scheduler. Errors: ProblemError `not_found` where there is none."""
+    scheduler = services().scheduler
+    if scheduler is None:
+        raise ProblemError("not_found")
+    return scheduler
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+@admin_books.get("/jobs")
+async def show_jobs() -> Response:
+    """List the jobs with their last run and the next."""
+    await operator()
+    query()
+    data = [_job_object(view) for view in await _scheduler().jobs()]
+    return response(json_reply(200, Page(data=data)))
+
+
+@admin_books.get("/jobs/<name>/runs")
+async def show_runs(name: str) -> Response:
+    """List the latest runs of a job, newest first."""
+    await operator()
+    query()
+    try:
+        runs = await _scheduler().job_runs(name)
+    except JobUnknownError:
+        raise ProblemError("job_unknown") from None
+    return response(json_reply(200, Page(data=[_run_object(run) for run in runs])))
+
+
+@admin_books.post("/jobs/<name>/run")
+async def run_job(name: str) -> Response:
+    """Start a job now; it goes on in the background and is seen in its runs."""
+    actor = await operator()
+    query()
+    try:
+        run = await _scheduler().start(name)
+    except JobUnknownError:
+        raise ProblemError("job_unknown") from None
+    except JobBusyError:
+        raise ProblemError("job_running") from None
+    await _audit(actor, "job.run", {"job": run.job, "run": run.id})
+    return response(json_reply(202, _run_object(run)))
+
+
+def _job_object(view: JobView) -> dict[str, Any]:
+    record = view.record
+    return {
+        "name": view.name,
+        "schedule": view.schedule,
+        "next_run_at": rfc3339(view.next_at_ms),
+        "running": view.is_running,
+        "settled": record.settled.subject,
+        "last_run_at": _instant(record.last_run_at_ms),
+        "last_finished_at": _instant(record.last_finished_at_ms),
+        "last_outcome": None if record.last_outcome is None else record.last_outcome.value,
+        "last_error": record.last_error,
+    }
+
+
+def _run_object(run: JobRun) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "job": run.job,
+        "subject": run.subject,
+        "trigger": run.trigger.value,
+        "tries": run.tries,
+        "started_at": rfc3339(run.started_at_ms),
+        "finished_at": _instant(run.finished_at_ms),
+        "outcome": run.outcome.value,
+        "detail": json.loads(run.detail_json),
+    }
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+@admin_books.get("/reports/<date>")
+async def show_report(date: str) -> Response:
+    """Return a day's report: JSON, or Markdown when that is what is accepted.
+
+    `refresh=true` makes it anew and writes its file.
+    """
+    actor = await operator()
+    is_anew = _flag(query("refresh"), "refresh")
+    report = await _report(date, is_anew=is_anew)
+    if is_anew:
+        await _audit(actor, "report.refresh", {"day": report.day})
+    if MARKDOWN in request.headers.get("accept", ""):
+        headers = (("content-type", f"{MARKDOWN}; charset=utf-8"),)
+        return response(Reply(200, report.markdown.encode(), headers))
+    return response(json_reply(200, json.loads(report.content_json)))
+
+
+@admin_books.get("/revenue")
+async def show_revenue() -> Response:
+    """Return what customers are worth a month: now, or at the end of a day that was kept."""
+    await operator()
+    date = query("date").get("date")
+    if date is None:
+        revenue = await _books().reports.revenue()
+        return response(json_reply(200, _revenue_object(revenue)))
+    content = json.loads((await _report(date, is_anew=False)).content_json)
+    if content["revenue"] is None:
+        raise ProblemError("report_unknown")
+    by_tier = {
+        line["tier"]: {"organizations": line["active"], "mrr_usd": line["mrr_usd"]}
+        for line in content["tiers"]
+    }
+    overage = content["overage"]
+    return response(
+        json_reply(
+            200,
+            {
+                "date": content["day"],
+                **content["revenue"],
+                "by_tier": by_tier,
+                "overage_open_usd": overage["open_usd"],
+                "overage_billed_usd": overage["billed"]["usd"],
+            },
+        )
+    )
+
+
+async def _report(date: str, *, is_anew: bool) -> StoredReport:
+    day_ms = day_of(date)
+    if day_ms is None:
+        raise ProblemError("report_unknown")
+    books = _books()
+    report = await (books.refreshed(day_ms) if is_anew else books.reports.get(day_ms))
+    if report is None:
+        raise ProblemError("report_unknown")
+    return report
+
+
+def _revenue_object(revenue: Revenue) -> dict[str, Any]:
+    return {
+        "as_of": rfc3339(revenue.as_of_ms),
+        "mrr_usd": str(revenue.mrr_usd),
+        "contract_mrr_usd": str(revenue.contract_usd),
+        "by_tier": {
+            tier.value: {"paying": customers, "mrr_usd": str(amount)}
+            for tier, (customers, amount) in revenue.by_tier.items()
+        },
+        "overage_open_usd": str(revenue.overage_open_usd),
+        "past_due": revenue.past_due,
+        "suspended": revenue.suspended,
+        "unknown_prices": revenue.unknown,
+    }
+
+
+# --- reconciliation -------------------------------------------------------------------------------
+
+
+@admin_books.post("/reconcile/ledger")
+async def reconcile_ledger() -> Response:
+    """Compare the ledger with counters, tasks, daily metrics and live actors, now."""
+    actor = await operator()
+    is_dry = _flag(query("dry_run"), "dry_run")
+    found = await _books().reconcile(is_dry=is_dry)
+    if not is_dry:
+        await _audit(actor, "reconcile.ledger", {"differences": len(found.differences)})
+    content = {
+        "dry_run": is_dry,
+        "organizations": found.organizations,
+        "live": found.live,
+        "differences": [
+            {
+                "kind": each.kind,
+                "organization_id": each.organization_id,
+                "subject": each.subject,
+                "what": each.what,
+                "expected": each.expected,
+                "found": each.found,
+                "amount": each.amount,
+            }
+            for each in found.differences
+        ],
+    }
+    return response(json_reply(200, content))
+
+
+@admin_books.get("/findings")
+async def show_findings() -> Response:
+    """List findings, newest first."""
+    await operator()
+    parameters = query("kind", "organization_id", "limit", "cursor")
+    limit = limit_in(parameters)
+    after = cursor_in(parameters, (int, str)) or [INSTANT_MS_MAX, ""]
+    found = await _books().findings.findings(
+        before=(after[0], after[1]),
+        kind=parameters.get("kind"),
+        organization_id=parameters.get("organization_id"),
+        limit=limit + 1,
+    )
+    page, rest = found[:limit], found[limit:]
+    cursor = make_cursor(page[-1].at_ms, page[-1].id) if rest else None
+    return response(json_reply(200, Page(data=[_finding(one) for one in page], next_cursor=cursor)))
+
+
+def _finding(finding: BookFinding) -> dict[str, Any]:
+    return {
+        "id": finding.id,
+        "at": rfc3339(finding.at_ms),
+        "kind": finding.kind,
+        "organization_id": finding.organization_id,
+        "detail": json.loads(finding.detail_json),
+    }
+
+
+async def _audit(actor: str, action: str, after: dict[str, Any]) -> None:
+    """Write who did it. Errors: StoreUnavailableError."""
+    bundle = services()
+    await _books().findings.add_audit(
+        bundle.ids.new("aud"),
+        at_ms=bundle.clock.now_ms(),
+        actor=actor,
+        action=action,
+        after_json=as_json(after),
+    )
+
+
+def _flag(parameters: Mapping[str, str], field: str) -> bool:
+    """Return a parameter that is `true` or `false`. Errors: RequestInvalidError."""
+    return choice_in(parameters, field, ("true", "false")) == "true"
+
+
+def _instant(at_ms: int | None) -> str | None:
+    return None if at_ms is None else rfc3339(at_ms)
