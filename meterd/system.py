@@ -43,6 +43,7 @@ from meterd.adapters.postgres.pool import (
 from meterd.adapters.postgres.store import PostgresStore
 from meterd.adapters.postgres.stripe import PostgresStripe
 from meterd.adapters.stripe.client import StripePayments, open_stripe
+from meterd.bookkeeping import books_of, scheduler_of
 from meterd.config import Config
 from meterd.core.decide import decide
 from meterd.core.organization import Rules
@@ -144,6 +145,8 @@ async def run_meterd(
         follower = StripeActor(
             inbox, payments, organizations, store, clock=clock, jitter=_jitter(chance)
         )
+        books = books_of(config, pools, organizations, catalogue)
+        scheduler = scheduler_of(config, pools, books, ids=ids, jitter=_jitter(chance))
         services = [
             Service("ledger", ledger.run, clock=clock),
             Service("activation", organizations.activation.run, clock=clock),
@@ -152,6 +155,7 @@ async def run_meterd(
             Service("keyring", keyring.watch, clock=clock),
             Service("owner", owner.keep, clock=clock),
             Service("stripe", follower.run, clock=clock),
+            Service("scheduler", scheduler.run, clock=clock),
         ]
         readiness = Readiness(organizations, services, clock=clock)
         inspector = Inspector(organizations, services)
@@ -166,6 +170,8 @@ async def run_meterd(
             config=config,
             stripe_store=inbox,
             stripe_actor=follower,
+            books=books,
+            scheduler=scheduler,
         )
         async with trio.open_nursery() as actors:
             for service in services:
