@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from meterd.core.books import as_json
+from meterd.core.money import round_to_cents
 from meterd.core.plan import Catalogue, Tier
 from meterd.core.revenue import NOTHING, Customer, dollars, whole_cents
 from meterd.core.schedule import last_whole_day_ms
@@ -147,7 +148,12 @@ class Reports:
             if count % CUSTOMERS_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
         since, earlier = await self.store.snapshot_before(day_ms) or (None, {})
-        report = making.finish(await self.store.day_facts(day_ms), since=since, earlier=earlier)
+        report = making.finish(
+            await self.store.day_facts(day_ms),
+            has_snapshot=await self.store.has_snapshot(day_ms),
+            since=since,
+            earlier=earlier,
+        )
         made = StoredReport(
             day=report.day, content_json=as_json(document(report)), markdown=markdown(report)
         )
@@ -193,7 +199,7 @@ class Reports:
                 tier: (count, dollars(whole_cents(cents))) for tier, (count, cents) in found.items()
             },
             contract_usd=dollars(whole_cents(contract)),
-            overage_open_usd=await self.store.open_overage_usd(),
+            overage_open_usd=round_to_cents(await self.store.open_overage_usd()),
             past_due=past_due,
             suspended=suspended,
             unknown=unknown,

@@ -35,18 +35,7 @@ def command(*, loaded: LoadedConfig, date: str | None, refresh: bool, as_json: b
     A report is made once and kept: asked for again it says the same, until --refresh. Safe beside
     a running meterd.
     """
-    clock = SystemClock()
-    now_ms = clock.now_ms()
-    if date is None:
-        day_ms: int | None = last_whole_day_ms(now_ms)
-    else:
-        day_ms = day_of(rfc3339(now_ms)[:10] if date == "today" else date)
-    if day_ms is None:
-        raise click.BadParameter("give a day as YYYY-MM-DD", param_hint="--date")
-    if day_ms > now_ms:
-        refuse("this day has not begun", ExitCode.USAGE)
-    report = trio.run(_report, loaded.config, clock, day_ms, refresh)
-    assert report is not None, "the day has begun"
+    report = trio.run(_report, loaded.config, date, refresh)
     if as_json:
         click.echo(json.dumps(json.loads(report.content_json), indent=2))
     else:
@@ -54,15 +43,25 @@ def command(*, loaded: LoadedConfig, date: str | None, refresh: bool, as_json: b
     return ExitCode.OK
 
 
-async def _report(
-    config: Config, clock: SystemClock, day_ms: int, refresh: bool
-) -> StoredReport | None:
+async def _report(config: Config, date: str | None, refresh: bool) -> StoredReport:
+    clock = SystemClock()
+    day_ms = _day(date, clock.now_ms())
     async with open_database(config) as database:
         reports = reports_of(database.pools, load_catalogue(config.plans), clock)
-        if not refresh:
-            return await reports.get(day_ms)
-        report = await reports.make(day_ms)
-        if report is not None and day_ms <= last_whole_day_ms(clock.now_ms()):
+        report = await (reports.make(day_ms) if refresh else reports.get(day_ms))
+        if report is None:
+            refuse("this day has not begun", ExitCode.USAGE)
+        if refresh and day_ms <= last_whole_day_ms(clock.now_ms()):
             path = await files_of(config).write(report.day, report.markdown)
             click.echo(f"written to {path}", err=True)
         return report
+
+
+def _day(date: str | None, now_ms: int) -> int:
+    """Return the start of the UTC day asked for."""
+    if date is None:
+        return last_whole_day_ms(now_ms)
+    day_ms = day_of(rfc3339(now_ms)[:10] if date == "today" else date)
+    if day_ms is None:
+        raise click.BadParameter("give a day as YYYY-MM-DD, or `today`", param_hint="--date")
+    return day_ms

@@ -110,6 +110,8 @@ class BilledOverage:
 
     usd: Decimal
     periods: int
+    charges: Mapping[str, Decimal] = attrs.Factory(dict)
+    """What became of it: dollars by the state of their charges."""
 
 
 @attrs.frozen(kw_only=True)

@@ -67,7 +67,6 @@ class Making:
         self._catalogue = catalogue
         self._is_whole = is_whole
         self._customers = 0
-        self._has_snapshot = False
         self._revenue: dict[str, Customer] = {}
         self._unknown = 0
         self._tiers = {tier: TierLine(tier=tier) for tier in Tier}
@@ -99,7 +98,6 @@ class Making:
         revenue = customer.revenue
         status = "none" if revenue is None else revenue.status
         if revenue is not None:
-            self._has_snapshot = True
             self._unknown += revenue.is_unknown
             self._revenue[customer.organization_id] = revenue
             if revenue.currency == USD:
@@ -183,7 +181,12 @@ class Making:
         return None if plan.unlimited and not plan.price_usd else plan.price_usd
 
     def finish(
-        self, facts: DayFacts, *, since: str | None, earlier: Mapping[str, Customer]
+        self,
+        facts: DayFacts,
+        *,
+        has_snapshot: bool,
+        since: str | None,
+        earlier: Mapping[str, Customer],
     ) -> Report:
         """Return the report; `earlier` are the customers of the snapshot of day `since`."""
         tier_cents = {tier: self._tier_cents[tier] for tier in Tier}
@@ -193,7 +196,7 @@ class Making:
             day=self.day,
             is_whole=self._is_whole,
             customers=self._customers,
-            revenue=self._revenue_part(since, earlier) if self._has_snapshot else None,
+            revenue=self._revenue_part(since, earlier) if has_snapshot else None,
             tiers=tuple(
                 attrs.evolve(line, mrr_usd=dollars(cents))
                 for line, cents in zip(self._tiers.values(), shown, strict=True)

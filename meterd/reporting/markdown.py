@@ -33,6 +33,18 @@ MOVEMENT_NAMES = {
 }
 
 
+CHARGE_NAMES = {
+    "invoiced": "billed, on an invoice",
+    "manual": "billed by other means",
+    "new": "to be billed next",
+    "parked": "parked",
+    "pushed": "billed, on the next invoice",
+    "pushing": "being billed",
+    "review": "to review",
+    "void": "written off",
+}
+
+
 def markdown(report: Report) -> str:
     """Return the report as text that ends with a newline."""
     lines = [
@@ -175,10 +187,14 @@ def _overage(report: Report) -> Iterator[str]:
         ["on this day", "", usd(report.facts.activity.overage_usd)],
         ["open periods so far", f"{number(part.open_customers)} customers", usd(part.open_usd)],
         [
-            f"billed: periods ended in {part.month}",
+            f"periods ended in {part.month}",
             f"{number(part.billed.periods)} periods",
             usd(part.billed.usd),
         ],
+    ]
+    rows += [
+        [f"of them {CHARGE_NAMES.get(state, state)}", "", usd(amount)]
+        for state, amount in part.billed.charges.items()
     ]
     yield from table(["overage", "from", "USD"], rows, "lrr")
     yield ""

@@ -22,7 +22,7 @@ from meterd.adapters.postgres.statements import statements
 from meterd.core.outlook import Allowance
 from meterd.core.plan import Tier
 from meterd.core.priced import read_priced
-from meterd.core.revenue import Customer, Origin, PricedSubscription, customer, whole_cents
+from meterd.core.revenue import Customer, Origin, PricedSubscription, customer, dollars, whole_cents
 from meterd.core.units import DAY_MS, MINUTE_MS, from_datetime, rfc3339, to_datetime
 from meterd.reporting.figures import (
     HISTORY_DAYS,
@@ -134,7 +134,14 @@ class PostgresBooks:
                 tasks_lost=activity["lost"],
                 overage_usd=activity["overage"],
             ),
-            billed=BilledOverage(usd=billed["usd"], periods=billed["periods"]),
+            billed=BilledOverage(
+                usd=billed["usd"],
+                periods=billed["periods"],
+                charges={
+                    row["state"]: dollars(row["cents"])
+                    for row in await self._rows("charges", day, end)
+                },
+            ),
             reconciled=_reconciled(reconciled[0]) if reconciled else None,
             findings=tuple(
                 FindingLine(

@@ -222,10 +222,18 @@ GROUP BY day
 
 -- name: billed
 -- Overage of periods that ended in the month of the day, up to its end: rounded for each period.
-SELECT coalesce(sum(overage_charges_usd), 0) AS usd, count(*) FILTER (WHERE overage_cost_exact <> 0) AS periods
+SELECT coalesce(sum(overage_charges_usd), 0) AS usd,
+    count(*) FILTER (WHERE overage_cost_exact <> 0) AS periods
 FROM subscription_usage
 WHERE closed AND period_end > date_trunc('month', $1::date::timestamp) AT TIME ZONE 'UTC'
     AND period_end <= $2
+
+-- name: charges
+-- What became of the overage of these periods, as it is now.
+SELECT state, sum(amount_cents)::bigint AS cents FROM overage_charges
+WHERE period_end > date_trunc('month', $1::date::timestamp) AT TIME ZONE 'UTC'
+    AND period_end <= $2
+GROUP BY state ORDER BY state
 
 -- name: findings_of_day
 SELECT f.kind, f.organization_id, o.name, count(*) AS found
@@ -247,7 +255,9 @@ LIMIT 1
 -- name: set_aside
 SELECT
     (SELECT count(*) FROM dead_letters WHERE at >= $1 AND at < $2) AS "dead letters of the day",
-    (SELECT count(*) FROM stripe_events WHERE state = 'dead') AS "dead Stripe events"
+    (SELECT count(*) FROM stripe_events WHERE state = 'dead') AS "dead Stripe events",
+    (SELECT count(*) FROM overage_charges WHERE state = 'parked') AS "parked charges",
+    (SELECT count(*) FROM overage_charges WHERE state = 'review') AS "charges to review"
 
 -- name: stored_report
 SELECT day, content, markdown FROM daily_reports WHERE day = $1
