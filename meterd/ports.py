@@ -8,17 +8,20 @@ work); a cancelled or failed write may have happened, so writes are safe to repe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 from typing import Protocol
 
 import attrs
 
+from meterd.core.event import EventKey, KnownEvent
 from meterd.core.journal import OrganizationBatch, StoredOrganization
 from meterd.core.organization import Profile
 from meterd.core.period import Period
-from meterd.core.plan import Terms
+from meterd.core.plan import Resource, Terms
 from meterd.core.stripe_objects import Json, StripeEvent
 from meterd.core.subscription import Invoice, Subscription
 from meterd.core.task import Task, TaskState
+from meterd.core.usage import Kind, UsageRow
 
 
 class Clock(Protocol):
@@ -70,6 +73,18 @@ class LedgerStore(Protocol):
 
     async def recall_period(self, organization_id: str, label: str) -> tuple[Period, Terms] | None:
         """Return a closed period as stored, with the terms at its end."""
+        ...
+
+    async def recall_events(
+        self, organization_id: str, keys: Sequence[EventKey]
+    ) -> Sequence[KnownEvent]:
+        """Return those of the events with these (source, id) that are stored."""
+        ...
+
+    async def recall_events_named(
+        self, organization_id: str, event_id: str
+    ) -> Sequence[KnownEvent]:
+        """Return the events with this id, whatever their source: two at most."""
         ...
 
     async def organizations_at_work(self) -> Sequence[str]:
@@ -176,6 +191,54 @@ class Directory(Protocol):
         limit: int,
     ) -> Sequence[Task]:
         """Return tasks, newest start first; `after` is the (started_at_ms, task_id) seen last."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class RowFilter:
+    """Which ledger rows are asked for; what is `None` does not matter."""
+
+    billing_period: str | None = None
+    task_id: str | None = None
+    agent_id: str | None = None
+    resource: Resource | None = None
+
+
+@attrs.frozen(kw_only=True)
+class DaySum:
+    """The ledger of one UTC day, of one price: what `usage_days` says."""
+
+    day_start_ms: int
+    billing_period: str
+    resource: Resource
+    kind: Kind
+    unit_cost_usd: Decimal
+    quantity: int
+    quantity_ms: int
+    cost_usd: Decimal
+
+
+class UsageBooks(Protocol):
+    """The ledger as its owner reads it."""
+
+    async def usage_rows(
+        self, organization_id: str, chosen: RowFilter, *, after: tuple[int, str] | None, limit: int
+    ) -> Sequence[UsageRow]:
+        """Return rows, newest first; `after` is the (at_ms, id) seen last."""
+        ...
+
+    async def usage_days(self, organization_id: str, *, since_ms: int) -> Sequence[DaySum]:
+        """Return the sums of the UTC days from the one that contains an instant on."""
+        ...
+
+    async def usage_of_period(self, organization_id: str, label: str) -> Sequence[DaySum]:
+        """Return the sums of the days of one billing period."""
+        ...
+
+    async def periods(
+        self, organization_id: str, *, before_ms: int | None, limit: int
+    ) -> Sequence[tuple[Period, Terms]]:
+        """Return periods with their terms, newest first, that start before an instant."""
         ...
 
 

@@ -46,6 +46,7 @@ from meterd.adapters.stripe.client import StripePayments, open_stripe
 from meterd.bookkeeping import books_of, scheduler_of
 from meterd.config import Config
 from meterd.core.decide import decide
+from meterd.core.event import EVENT_AHEAD_MS
 from meterd.core.organization import Rules
 from meterd.core.supervision import StrikePolicy
 from meterd.core.task import Plausibility
@@ -301,7 +302,7 @@ async def _check_clock(pools: PostgresPools, config: Config, clock: SystemClock)
     """Refuse to meter with a clock that contradicts what is already recorded."""
     last_ms = await last_recorded_ms(pools)
     now_ms = clock.now_ms()
-    if last_ms is None or last_ms <= now_ms <= last_ms + CLOCK_AHEAD_MAX_MS:
+    if last_ms is None or last_ms - EVENT_AHEAD_MS <= now_ms <= last_ms + CLOCK_AHEAD_MAX_MS:
         return
     text = (
         f"the clock says {rfc3339(now_ms)} and the last record is from {rfc3339(last_ms)}: "

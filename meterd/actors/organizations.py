@@ -35,14 +35,25 @@ from meterd.core.commands import (
     Denied,
     FinishTask,
     Heartbeat,
+    NeedsEvents,
+    NeedsEventsNamed,
     NeedsPeriod,
     NeedsTask,
+    RecordEvents,
     StartTask,
     Tick,
+    VoidEvent,
 )
 from meterd.core.decide import commit
 from meterd.core.journal import StoredOrganization, restore
-from meterd.core.organization import OrganizationState, Profile, Rules, forget_ended
+from meterd.core.organization import (
+    OrganizationState,
+    Profile,
+    Rules,
+    forget_ended,
+    forget_events,
+)
+from meterd.core.period import Period
 from meterd.core.plan import Terms, resolve
 from meterd.core.quota import QuotaView, denial, is_due, next_wakeup_ms, view
 from meterd.core.supervision import StrikePolicy, is_out, recent
@@ -85,6 +96,7 @@ class OrganizationSnapshot:
     organization_id: str
     profile: Profile
     terms: Terms
+    period: Period
     quota: QuotaView
     seq: int
     running_tasks: int
@@ -157,6 +169,8 @@ class Organizations:
                 answer = await self._ask_with_task(organization_id, command, answer)
             elif isinstance(answer.outcome, NeedsPeriod):
                 answer = await self._ask_with_period(organization_id, command, answer.outcome)
+            elif isinstance(answer.outcome, NeedsEvents | NeedsEventsNamed):
+                answer = await self._ask_with_events(organization_id, command, answer.outcome)
             if answer is not None:
                 return answer
 
@@ -188,6 +202,7 @@ class Organizations:
             organization_id=organization_id,
             profile=state.profile,
             terms=state.terms,
+            period=state.period,
             quota=quota,
             seq=state.seq,
             running_tasks=len(state.running),
@@ -214,15 +229,51 @@ class Organizations:
     async def _ask_with_period(
         self, organization_id: str, command: Command, outcome: NeedsPeriod
     ) -> Answer | None:
-        """Adjust a period that only the store has; None: the organization was reloaded."""
-        assert isinstance(command, Adjust), command
+        """Change a period that only the store has; None: the organization was reloaded."""
         async with self._recall.turn(organization_id):
             await self.durable(organization_id, self.ledger.last_seq(organization_id))
             state = self._state(organization_id)
             recalled = await self._recall.period(organization_id, outcome.label)
             if state is None or self._state(organization_id) is not state:
                 return None
-            return self.ask_nowait(organization_id, attrs.evolve(command, recalled=recalled))
+            if isinstance(command, VoidEvent):
+                command = attrs.evolve(command, recalled_period=recalled)
+            else:
+                assert isinstance(command, Adjust), command
+                command = attrs.evolve(command, recalled=recalled)
+            return self.ask_nowait(organization_id, command)
+
+    async def _ask_with_events(
+        self, organization_id: str, command: Command, outcome: NeedsEvents | NeedsEventsNamed
+    ) -> Answer | None:
+        """Ask again with what the store says of events; None: the organization was reloaded.
+
+        Events that become durable meanwhile stay in memory: this look-up may not have seen them.
+        """
+        assert isinstance(command, RecordEvents | VoidEvent), command
+        state = self._state(organization_id)
+        with self._recall.looking(organization_id, self.durable_seq(organization_id)):
+            if isinstance(outcome, NeedsEvents):
+                found = await self._recall.events(organization_id, outcome.keys)
+            else:
+                found = await self._recall.events_named(
+                    organization_id, outcome.event_id, outcome.source
+                )
+            if state is None or self._state(organization_id) is not state:
+                return None
+            command = attrs.evolve(command, recalled=found)
+            answer: Answer | None = self.ask_nowait(organization_id, command)
+            if answer is not None and isinstance(answer.outcome, NeedsPeriod):
+                answer = await self._ask_with_period(organization_id, command, answer.outcome)
+        self._forget_events(organization_id)
+        return answer
+
+    def _forget_events(self, organization_id: str) -> None:
+        """Let go of events that every look-up, under way or to come, finds in the store."""
+        state = self._state(organization_id)
+        if state is not None and state.recent_events:
+            durable_seq = self.durable_seq(organization_id)
+            forget_events(state, durable_seq=self._recall.seen_seq(organization_id, durable_seq))
 
     def _state(self, organization_id: str) -> OrganizationState | None:
         """Return the live state, by whose identity a reload shows."""
@@ -471,6 +522,7 @@ class Organizations:
                 continue
             durable_seq = self.ledger.durable_seq(cell.organization_id)
             forget_ended(cell.state, now_ms=now_ms, durable_seq=durable_seq)
+            self._forget_events(cell.organization_id)
             is_old = cell.touched_ms + self._policy.passivate_after_ms <= now_ms
             if is_old and cell.is_idle and cell.state.seq <= durable_seq:
                 del self._cells[cell.organization_id]

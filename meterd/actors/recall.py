@@ -9,12 +9,14 @@ Rule 2: an old period leaves the memory with its adjustment, so the next one is 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import trio
 
 from meterd.core.commands import Recalled, RecalledPeriod
+from meterd.core.event import EventKey, KnownEvent
 from meterd.core.units import SECOND_MS
 from meterd.errors import StoreUnavailableError
 from meterd.ports import LedgerStore
@@ -30,6 +32,7 @@ class Recall:
         self._store = store
         self._timeout_s = timeout_ms / SECOND_MS
         self._turns: dict[str, trio.Lock] = {}
+        self._looking: dict[str, list[int]] = {}
 
     async def task(self, organization_id: str, task_id: str) -> Recalled:
         """Return a task as stored. Errors: StoreUnavailableError."""
@@ -47,9 +50,41 @@ class Recall:
             )
         )
 
+    async def events(self, organization_id: str, keys: Sequence[EventKey]) -> Sequence[KnownEvent]:
+        """Return those of these events that are stored. Errors: StoreUnavailableError."""
+        return await self._in_time(
+            "recall events", lambda: self._store.recall_events(organization_id, keys)
+        )
+
+    async def events_named(
+        self, organization_id: str, event_id: str, source: str | None
+    ) -> Sequence[KnownEvent]:
+        """Return two at most of the events with this id. Errors: StoreUnavailableError."""
+        if source is not None:
+            return await self.events(organization_id, [(source, event_id)])
+        return await self._in_time(
+            "recall an event", lambda: self._store.recall_events_named(organization_id, event_id)
+        )
+
     def turn(self, organization_id: str) -> trio.Lock:
         """Return the lock under which an old period is recalled and adjusted."""
         return self._turns.setdefault(organization_id, trio.Lock())
+
+    @contextmanager
+    def looking(self, organization_id: str, durable_seq: int) -> Iterator[None]:
+        """Mark a look-up of events that is sure to see what was durable when it began."""
+        begun = self._looking.setdefault(organization_id, [])
+        begun.append(durable_seq)
+        try:
+            yield
+        finally:
+            begun.remove(durable_seq)
+            if not begun:
+                self._looking.pop(organization_id, None)
+
+    def seen_seq(self, organization_id: str, durable_seq: int) -> int:
+        """Return up to which fact every look-up, under way or to come, sees the events."""
+        return min([durable_seq, *self._looking.get(organization_id, [])])
 
     async def _in_time(self, action: str, ask: Callable[[], Awaitable[T]]) -> T:
         try:

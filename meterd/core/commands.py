@@ -6,8 +6,11 @@ A command may be repeated: cumulative values and ids make the second time harmle
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 
+from meterd.core.event import EventKey, EventStatus, EventVoid, KnownEvent, UsageEvent
 from meterd.core.organization import Facts, Hold, Profile, QuotaState
 from meterd.core.period import Period
 from meterd.core.plan import UNSET, Contract, Terms, Tier, Unset
@@ -118,8 +121,37 @@ class FollowSubscription:
     """The signal that led here, for the audit log."""
 
 
+@attrs.frozen(kw_only=True)
+class RecordEvents:
+    """Book events, each once; one that cannot be booked hinders no other."""
+
+    events: Sequence[UsageEvent]
+    recalled: Sequence[KnownEvent] | None = None
+    """What the store knows of their ids."""
+
+
+@attrs.frozen(kw_only=True)
+class VoidEvent:
+    """Take an event back with a compensating row."""
+
+    event_id: str
+    source: str | None = None
+    """`None`: the only event with this id, whatever its source."""
+    reason: str
+    recalled: Sequence[KnownEvent] | None = None
+    recalled_period: RecalledPeriod | None = None
+
+
 Command = (
-    Tick | StartTask | Heartbeat | FinishTask | ChangeOrganization | Adjust | FollowSubscription
+    Tick
+    | StartTask
+    | Heartbeat
+    | FinishTask
+    | ChangeOrganization
+    | Adjust
+    | FollowSubscription
+    | RecordEvents
+    | VoidEvent
 )
 
 
@@ -223,6 +255,46 @@ class PeriodUnknown:
     """The organization never had this billing period."""
 
 
+@attrs.frozen(kw_only=True)
+class NeedsEvents:
+    """Whether these events are known is not in memory: ask again with what the store says."""
+
+    keys: Sequence[EventKey]
+
+
+@attrs.frozen(kw_only=True)
+class NeedsEventsNamed:
+    """The event to void is not in memory: ask again with what the store says of its id."""
+
+    event_id: str
+    source: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Recorded:
+    """What became of each event, in the order they were told."""
+
+    statuses: tuple[EventStatus, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Voided:
+    """The event is taken back, now or before."""
+
+    void: EventVoid
+    repeated: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class EventUnknown:
+    """No event has this id."""
+
+
+@attrs.frozen(kw_only=True)
+class EventAmbiguous:
+    """Events of several sources have this id: the source must be named."""
+
+
 Outcome = (
     Done
     | NeedsTask
@@ -239,6 +311,12 @@ Outcome = (
     | ExceedsHardLimit
     | PeriodUnknown
     | PlanManagedByStripe
+    | NeedsEvents
+    | NeedsEventsNamed
+    | Recorded
+    | Voided
+    | EventUnknown
+    | EventAmbiguous
 )
 
 

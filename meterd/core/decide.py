@@ -38,6 +38,7 @@ from meterd.core.commands import (
     ProfileChanged,
     QuotaChanged,
     Recalled,
+    RecordEvents,
     Started,
     StartTask,
     TaskClosed,
@@ -45,6 +46,7 @@ from meterd.core.commands import (
     TaskLost,
     TaskUnknown,
     Tick,
+    VoidEvent,
 )
 from meterd.core.following import enact_terms, expire_payment_grace, follow, turn_period
 from meterd.core.heartbeat import decide_at_once
@@ -54,6 +56,7 @@ from meterd.core.organization import AuditEntry, OrganizationState, Profile, app
 from meterd.core.period import Period
 from meterd.core.plan import UNSET, Terms, contract_fields, resolve
 from meterd.core.quota import DenialReason, denial, running_denial, slot_denial
+from meterd.core.recording import record_events, void_event
 from meterd.core.task import (
     LOST_AT_ZERO_MAX,
     LOST_AT_ZERO_WINDOW_MS,
@@ -87,6 +90,10 @@ def decide(state: OrganizationState, command: Command, now_ms: int) -> Decision:
             return _adjust(state, command, now_ms)
         case FollowSubscription():
             return follow(state, command, now_ms)
+        case RecordEvents():
+            return record_events(state, command, now_ms)
+        case VoidEvent():
+            return void_event(state, command, now_ms)
         case _:
             assert_never(command)
 

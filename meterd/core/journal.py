@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
+from meterd.core.event import BookedEvent, EventVoid
 from meterd.core.organization import (
     AuditEntry,
     Facts,
@@ -44,6 +45,8 @@ class OrganizationBatch:
     profile: Profile | None
     audits: tuple[AuditEntry, ...]
     findings: tuple[Finding, ...]
+    events: tuple[BookedEvent, ...] = ()
+    voids: tuple[EventVoid, ...] = ()
 
 
 def coalesce(organization_id: str, facts: Sequence[Facts]) -> OrganizationBatch:
@@ -69,6 +72,8 @@ def coalesce(organization_id: str, facts: Sequence[Facts]) -> OrganizationBatch:
         profile=profile,
         audits=tuple(fact.audit for fact in facts if fact.audit is not None),
         findings=tuple(finding for fact in facts for finding in fact.findings),
+        events=tuple(event for fact in facts for event in fact.events),
+        voids=tuple(void for fact in facts for void in fact.voids),
     )
 
 

@@ -24,6 +24,7 @@ from meterd.core.commands import (
     StopTasks,
     ThresholdReached,
 )
+from meterd.core.event import BookedEvent, EventVoid
 from meterd.core.ids import fact_id
 from meterd.core.organization import (
     AuditEntry,
@@ -47,6 +48,7 @@ class Draft:
     __slots__ = (
         "audit",
         "closed",
+        "events",
         "findings",
         "notices",
         "now_ms",
@@ -59,6 +61,7 @@ class Draft:
         "tasks",
         "terms",
         "terms_changed",
+        "voids",
     )
 
     def __init__(self, state: OrganizationState, now_ms: int) -> None:
@@ -75,6 +78,8 @@ class Draft:
         self.rows: list[UsageRow] = []
         self.notices: list[Notice] = []
         self.findings: list[Finding] = []
+        self.events: list[BookedEvent] = []
+        self.voids: list[EventVoid] = []
         self.audit: AuditEntry | None = None
 
     def put(self, task: Task) -> None:
@@ -373,4 +378,6 @@ class Draft:
             profile=profile,
             audit=self.audit,
             findings=tuple(self.findings),
+            events=tuple(self.events),
+            voids=tuple(self.voids),
         )

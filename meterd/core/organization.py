@@ -15,6 +15,7 @@ import enum
 import attrs
 
 from meterd.core.cycle import Cycle
+from meterd.core.event import BookedEvent, EventKey, EventVoid, KnownEvent
 from meterd.core.period import Period
 from meterd.core.plan import Catalogue, Terms
 from meterd.core.task import LOST_REPORTS_MS, Plausibility, Task, TaskState
@@ -129,6 +130,8 @@ class Facts:
     profile: Profile | None = None
     audit: AuditEntry | None = None
     findings: tuple[Finding, ...] = ()
+    events: tuple[BookedEvent, ...] = ()
+    voids: tuple[EventVoid, ...] = ()
 
 
 @attrs.define(slots=True, eq=False, kw_only=True)
@@ -150,6 +153,8 @@ class OrganizationState:
     """Lost tasks that may still report, and finished ones still in memory."""
     lost: dict[str, None] = attrs.Factory(dict)
     """Ids of the lost tasks in `ended`, oldest loss first."""
+    recent_events: dict[EventKey, KnownEvent] = attrs.Factory(dict)
+    """Events the store may not know yet, in the order of their last fact."""
     agents: dict[str, int] = attrs.Factory(dict)
     """Running tasks per agent; its size is the number of slots taken."""
     burning_from_sum_ms: int = 0
@@ -194,7 +199,17 @@ def apply(state: OrganizationState, facts: Facts) -> None:
         _put_closed_periods(state, closed)
     for task in facts.tasks:
         put_task(state, task)
+    if facts.events or facts.voids:
+        _put_events(state, facts)
     state.seq = facts.seq
+
+
+def _put_events(state: OrganizationState, facts: Facts) -> None:
+    for event in facts.events:
+        state.recent_events[event.key] = KnownEvent(event)
+    for void in facts.voids:
+        state.recent_events.pop(void.event.key, None)  # to the end of the line
+        state.recent_events[void.event.key] = KnownEvent(void.event, void)
 
 
 def _put_closed_periods(state: OrganizationState, closed: list[Period]) -> None:
@@ -258,3 +273,11 @@ def forget_ended(state: OrganizationState, *, now_ms: int, durable_seq: int) -> 
         if task.seq <= durable_seq and (task.ended_at_ms or 0) + kept_ms <= now_ms:
             del state.ended[task_id]
             state.lost.pop(task_id, None)
+
+
+def forget_events(state: OrganizationState, *, durable_seq: int) -> None:
+    """Drop the events that whoever asks the store from now on will find there."""
+    for key, known in list(state.recent_events.items()):
+        if known.seq > durable_seq:
+            return
+        del state.recent_events[key]

@@ -87,6 +87,11 @@ class Origin:
     metadata_json: str = "{}"
 
 
+def row_id(origin: Origin, ordinal: int) -> str:
+    """Return the id of a fact's row; `ordinal` is the number of rows it already has."""
+    return fact_id("rec", origin.at_ms, origin.organization_id, origin.seq, ordinal)
+
+
 def kind_past_allowance(limits: Limits) -> Kind:
     """Return the price band of agent time past the included minutes."""
     return Kind.OVERAGE if limits.grace_billed else Kind.FREE_GRACE
@@ -132,9 +137,7 @@ def book_agent_time(
         rate = past_rate if past else ZERO
         rows.append(
             UsageRow(
-                id=fact_id(
-                    "rec", origin.at_ms, origin.organization_id, origin.seq, ordinal + len(rows)
-                ),
+                id=row_id(origin, ordinal + len(rows)),
                 resource=Resource.AGENT_MINUTE,
                 kind=past_kind if past else Kind.INCLUDED,
                 source=origin.source,

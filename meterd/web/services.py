@@ -16,16 +16,22 @@ from meterd.actors.organizations import Organizations
 from meterd.actors.scheduler import Scheduler
 from meterd.actors.stripe import StripeActor
 from meterd.config import Config
+from meterd.core.period import Period
+from meterd.core.plan import Terms
 from meterd.core.task import Task
-from meterd.ports import Clock, Directory, Ids, StripeStore
+from meterd.ports import Clock, Directory, Ids, StripeStore, UsageBooks
 from meterd.web.readiness import Readiness
 
 
-class Reader(Directory, Protocol):
-    """What is read from the store without an actor: lists, and one task."""
+class Reader(Directory, UsageBooks, Protocol):
+    """What is read from the store without an actor: lists, one task, one period."""
 
     async def recall_task(self, organization_id: str, task_id: str) -> Task | None:
         """Return a task as stored, whatever its state."""
+        ...
+
+    async def recall_period(self, organization_id: str, label: str) -> tuple[Period, Terms] | None:
+        """Return a closed period as stored, with the terms at its end."""
         ...
 
 

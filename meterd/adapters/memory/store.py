@@ -13,19 +13,30 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from typing import Any
 
 import attrs
 import trio
 
+from meterd.core.event import EventKey, KnownEvent
 from meterd.core.ids import fact_id
 from meterd.core.journal import OrganizationBatch, StoredOrganization
 from meterd.core.organization import CLOSED_PERIODS_KEPT_MS, AuditEntry, Finding, Profile
 from meterd.core.period import Period
 from meterd.core.plan import Terms, contract_fields
 from meterd.core.task import LOST_REPORTS_MS, Task, TaskInfo, TaskState
+from meterd.core.units import day_start_ms
 from meterd.core.usage import UsageRow
 from meterd.errors import CustomerTakenError, OwnershipLostError, StoreRejectedError
-from meterd.ports import Clock, DeadLetter, NewOrganization, OrganizationSummary, StoredKey
+from meterd.ports import (
+    Clock,
+    DaySum,
+    DeadLetter,
+    NewOrganization,
+    OrganizationSummary,
+    RowFilter,
+    StoredKey,
+)
 
 
 BIGINT_MAX = 2**63 - 1
@@ -45,6 +56,7 @@ class OrganizationRecord:
     """By start: the batch's seq and the counters."""
     tasks: dict[str, Task] = attrs.Factory(dict)
     rows: dict[str, UsageRow] = attrs.Factory(dict)
+    events: dict[EventKey, KnownEvent] = attrs.Factory(dict)
 
     def put_period(self, seq: int, period: Period) -> None:
         """Keep a period's counters unless newer ones are there; its label is assigned once."""
@@ -59,6 +71,15 @@ class OrganizationRecord:
             self.tasks[task.task_id] = as_stored(task, task.info)
         elif known is not None and known.seq < task.seq:
             self.tasks[task.task_id] = as_stored(task, known.info)
+
+    def put_events(self, batch: OrganizationBatch) -> None:
+        """Keep events and what took them back, each once."""
+        for event in batch.events:
+            self.events.setdefault(event.key, KnownEvent(event))
+        for void in batch.voids:
+            known = self.events[void.event.key]
+            if known.void is None:
+                self.events[void.event.key] = KnownEvent(known.event, void)
 
 
 @attrs.define
@@ -122,6 +143,24 @@ class MemoryStore:
             if record is not None and period.label == label and period.closed:
                 return period, record.terms[period.terms_seq]
         return None
+
+    async def recall_events(
+        self, organization_id: str, keys: Sequence[EventKey]
+    ) -> Sequence[KnownEvent]:
+        """Return those of these events that are stored."""
+        await trio.lowlevel.checkpoint()
+        record = self.database.organizations.get(organization_id)
+        known = {} if record is None else record.events
+        return [known[key] for key in keys if key in known]
+
+    async def recall_events_named(
+        self, organization_id: str, event_id: str
+    ) -> Sequence[KnownEvent]:
+        """Return two at most of the events with this id."""
+        await trio.lowlevel.checkpoint()
+        record = self.database.organizations.get(organization_id)
+        known = {} if record is None else record.events
+        return [known[key] for key in sorted(known) if key[1] == event_id][:2]
 
     async def organizations_at_work(self) -> Sequence[str]:
         """Return the organizations with running tasks, by id."""
@@ -259,6 +298,50 @@ class MemoryStore:
             found = [task for task in found if _page_key(task) > (-after[0], after[1])]
         return found[:limit]
 
+    # --- UsageBooks -------------------------------------------------------------------------
+
+    async def usage_rows(
+        self, organization_id: str, chosen: RowFilter, *, after: tuple[int, str] | None, limit: int
+    ) -> Sequence[UsageRow]:
+        """Return rows, newest first."""
+        await trio.lowlevel.checkpoint()
+        found = [row for row in self._rows(organization_id) if is_chosen(row, chosen)]
+        found.sort(key=lambda row: (row.at_ms, row.id), reverse=True)
+        if after is not None:
+            found = [row for row in found if (row.at_ms, row.id) < after]
+        return found[:limit]
+
+    async def usage_days(self, organization_id: str, *, since_ms: int) -> Sequence[DaySum]:
+        """Return the sums of the UTC days from the one that contains an instant on."""
+        await trio.lowlevel.checkpoint()
+        since_ms = day_start_ms(since_ms)
+        return day_sums(row for row in self._rows(organization_id) if row.at_ms >= since_ms)
+
+    async def usage_of_period(self, organization_id: str, label: str) -> Sequence[DaySum]:
+        """Return the sums of the days of one billing period."""
+        await trio.lowlevel.checkpoint()
+        rows = self._rows(organization_id)
+        return day_sums(row for row in rows if row.billing_period == label)
+
+    async def periods(
+        self, organization_id: str, *, before_ms: int | None, limit: int
+    ) -> Sequence[tuple[Period, Terms]]:
+        """Return periods with their terms, newest first, that start before an instant."""
+        await trio.lowlevel.checkpoint()
+        record = self.database.organizations.get(organization_id)
+        if record is None:
+            return []
+        found = [
+            (period, record.terms[period.terms_seq])
+            for _, (_, period) in sorted(record.periods.items(), reverse=True)
+            if before_ms is None or period.start_ms < before_ms
+        ]
+        return found[:limit]
+
+    def _rows(self, organization_id: str) -> Iterable[UsageRow]:
+        record = self.database.organizations.get(organization_id)
+        return () if record is None else record.rows.values()
+
     # --- what PostgreSQL does by itself -----------------------------------------------------
 
     def _check(self, batch: OrganizationBatch) -> None:
@@ -299,6 +382,7 @@ class MemoryStore:
             record.put_task(task, is_new=False)
         for row in batch.rows:
             record.rows.setdefault(row.id, row)
+        record.put_events(batch)
         for audit in batch.audits:
             database.audits.setdefault(audit.id, (key, audit))
         for finding in batch.findings:
@@ -341,6 +425,33 @@ class MemoryStore:
         return OrganizationSummary(
             organization_id=key, profile=record.profile, terms=record.terms[max(record.terms)]
         )
+
+
+def is_chosen(row: UsageRow, chosen: RowFilter) -> bool:
+    """Tell whether a row is asked for."""
+    asked = (chosen.billing_period, chosen.task_id, chosen.agent_id, chosen.resource)
+    found = (row.billing_period, row.task_id, row.agent_id, row.resource)
+    return all(want is None or want == have for want, have in zip(asked, found, strict=True))
+
+
+def day_sums(rows: Iterable[UsageRow]) -> list[DaySum]:
+    """Return rows summed by day, period, resource, band and price, in this order."""
+    sums: dict[tuple[Any, ...], DaySum] = {}
+    for row in rows:
+        day_ms = day_start_ms(row.at_ms)
+        key = (day_ms, row.billing_period, row.resource.value, row.kind.value, row.unit_cost_usd)
+        known = sums.get(key)
+        sums[key] = DaySum(
+            day_start_ms=day_ms,
+            billing_period=row.billing_period,
+            resource=row.resource,
+            kind=row.kind,
+            unit_cost_usd=row.unit_cost_usd,
+            quantity=row.quantity + (known.quantity if known else 0),
+            quantity_ms=row.quantity_ms + (known.quantity_ms if known else 0),
+            cost_usd=row.total_cost_usd + (known.cost_usd if known else 0),
+        )
+    return [sums[key] for key in sorted(sums)]
 
 
 def as_stored(task: Task, info: TaskInfo) -> Task:

@@ -19,7 +19,18 @@ from meterd.adapters.postgres.statements import statements
 from meterd.core.units import from_datetime, rfc3339
 
 
-CHECKS = ("sums", "used", "tasks", "chain", "rows", "periods", "positions", "slots")
+CHECKS = (
+    "sums",
+    "used",
+    "tasks",
+    "chain",
+    "rows",
+    "periods",
+    "positions",
+    "slots",
+    "events",
+    "days",
+)
 """The statements of queries/audit.sql, in the order in which they are told."""
 
 AUDIT_S = 3_600.0

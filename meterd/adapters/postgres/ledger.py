@@ -34,6 +34,8 @@ PARTS = (
     "rows",
     "audits",
     "findings",
+    "events",
+    "voids",
 )
 """What a flush can write, named as in queries/flush.sql."""
 
@@ -101,6 +103,8 @@ def _parts(batches: Iterable[OrganizationBatch]) -> dict[str, list[records.Colum
             found["profiles"].append(records.profile_columns(key, batch.profile))
         found["audits"] += [records.audit_columns(key, audit) for audit in batch.audits]
         found["findings"] += [records.finding_columns(key, entry) for entry in batch.findings]
+        found["events"] += [records.event_columns(key, event) for event in batch.events]
+        found["voids"] += [records.void_columns(key, void) for void in batch.voids]
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -113,4 +117,6 @@ def _statement(names: tuple[str, ...], widths: tuple[int, ...]) -> str:
     for name, width in zip(names, widths, strict=True):
         ctes.append(f"{name} AS (\n{renumbered(texts[name], first)}\n)")
         first += width
+    if "rows" in names:
+        ctes.append(f"days AS (\n{texts['days']}\n)")
     return "WITH " + ", ".join(ctes) + "\nSELECT epoch FROM owner"

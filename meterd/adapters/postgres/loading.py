@@ -15,6 +15,7 @@ import attrs
 from meterd.adapters.postgres import records
 from meterd.adapters.postgres.pool import Connection, PostgresPools
 from meterd.adapters.postgres.statements import statements
+from meterd.core.event import EventKey, KnownEvent
 from meterd.core.journal import StoredOrganization
 from meterd.core.period import Period
 from meterd.core.plan import Terms
@@ -68,6 +69,34 @@ class LedgerReader:
         if record is None:
             return None
         return records.period_from(record["period"]), records.terms_from(record["terms"])
+
+    async def recall_events(
+        self, organization_id: str, keys: Sequence[EventKey]
+    ) -> Sequence[KnownEvent]:
+        """Return those of these events that are stored. Errors as `recall_task`.
+
+        Units:  1,000 keys take a few milliseconds. Source: queries/events.sql.
+        """
+        sources, ids = [key[0] for key in keys], [key[1] for key in keys]
+
+        async def work(connection: Connection) -> list[Any]:
+            text = statements("events")["recall_events"]
+            return list(await connection.fetch(text, organization_id, sources, ids))
+
+        found = await self.pools.read("recall events", work)
+        return [records.known_event_from(record) for record in found]
+
+    async def recall_events_named(
+        self, organization_id: str, event_id: str
+    ) -> Sequence[KnownEvent]:
+        """Return two at most of the events with this id. Errors, source: as `recall_events`."""
+
+        async def work(connection: Connection) -> list[Any]:
+            text = statements("events")["recall_events_named"]
+            return list(await connection.fetch(text, organization_id, event_id))
+
+        found = await self.pools.read("recall an event", work)
+        return [records.known_event_from(record) for record in found]
 
     async def organizations_at_work(self) -> Sequence[str]:
         """Return the ids of organizations with running tasks. Errors, source: as `recall_task`."""

@@ -19,14 +19,15 @@ from typing import Any
 import attrs
 
 from meterd.core.cycle import Cycle
+from meterd.core.event import BookedEvent, EventVoid, KnownEvent
 from meterd.core.ids import fact_id
 from meterd.core.money import round_to_cents
 from meterd.core.organization import AuditEntry, Finding, Hold, Profile
 from meterd.core.period import Period
-from meterd.core.plan import Contract, Limits, Terms, Tier, contract_fields
+from meterd.core.plan import Contract, Limits, Resource, Terms, Tier, contract_fields
 from meterd.core.task import Task, TaskInfo, TaskOutcome, TaskState
 from meterd.core.units import from_datetime, to_datetime
-from meterd.core.usage import UsageRow
+from meterd.core.usage import Kind, Source, UsageRow
 from meterd.ports import DeadLetter, StoredKey
 
 
@@ -319,6 +320,84 @@ def row_columns(organization_id: str, row: UsageRow) -> Columns:
         row.agent_id,
         row.terms_seq,
         row.seq,
+    )
+
+
+def event_columns(organization_id: str, event: BookedEvent) -> Columns:
+    """Return a row of `usage_events`; the rest of an event is in its ledger row."""
+    return (
+        organization_id,
+        event.id,
+        event.source,
+        event.content,
+        event.amount,
+        event.record_id,
+        event.seq,
+    )
+
+
+def void_columns(organization_id: str, void: EventVoid) -> Columns:
+    """Return a row of `usage_event_voids`."""
+    return (
+        organization_id,
+        void.event.id,
+        void.event.source,
+        void.reason,
+        to_datetime(void.at_ms),
+        void.record_id,
+        void.seq,
+    )
+
+
+def known_event_from(record: Mapping[str, Any]) -> KnownEvent:
+    """Return an event from a record that events.sql selects."""
+    event = BookedEvent(
+        source=record["source"],
+        id=record["event_id"],
+        content=record["content"],
+        resource=Resource(record["resource_type"]),
+        amount=record["amount"],
+        at_ms=from_datetime(record["timestamp"]),
+        billing_period=record["billing_period"],
+        unit_cost_usd=record["unit_cost"],
+        terms_seq=record["terms_seq"],
+        record_id=record["record_id"],
+        agent_id=record["agent_id"],
+        user_id=record["user_id"],
+        seq=record["seq"],
+    )
+    if record["void_seq"] is None:
+        return KnownEvent(event)
+    void = EventVoid(
+        event=event,
+        reason=record["reason"],
+        at_ms=from_datetime(record["voided_at"]),
+        record_id=record["void_record_id"],
+        seq=record["void_seq"],
+    )
+    return KnownEvent(event, void)
+
+
+def row_from(record: Mapping[str, Any]) -> UsageRow:
+    """Return a ledger row from a record with the columns of `usage_records`."""
+    return UsageRow(
+        id=record["id"],
+        resource=Resource(record["resource_type"]),
+        kind=Kind(record["kind"]),
+        source=Source(record["source"]),
+        quantity=record["quantity"],
+        quantity_ms=record["quantity_ms"],
+        recorded_before_ms=record["recorded_before_ms"],
+        unit_cost_usd=record["unit_cost"],
+        total_cost_usd=record["total_cost"],
+        billing_period=record["billing_period"],
+        at_ms=from_datetime(record["timestamp"]),
+        task_id=record["task_id"],
+        agent_id=record["agent_id"],
+        user_id=record["user_id"],
+        terms_seq=record["terms_seq"],
+        seq=record["seq"],
+        metadata_json=canonical_json(record["metadata"]),
     )
 
 

@@ -13,12 +13,13 @@ from meterd.adapters.postgres.keys import PostgresKeys
 from meterd.adapters.postgres.ledger import LedgerWriter
 from meterd.adapters.postgres.loading import LedgerReader
 from meterd.adapters.postgres.pool import PostgresPools
+from meterd.adapters.postgres.usage import PostgresUsage
 from meterd.ports import Clock
 
 
 @attrs.define(eq=False, slots=False)
-class PostgresStore(LedgerWriter, LedgerReader, PostgresKeys, PostgresDirectory):
-    """`LedgerStore`, `KeyStore` and `Directory` on one pair of pools, for one owner epoch."""
+class PostgresStore(LedgerWriter, LedgerReader, PostgresKeys, PostgresDirectory, PostgresUsage):
+    """`LedgerStore`, `KeyStore`, `Directory`, `UsageBooks` on a pair of pools, for one epoch."""
 
     pools: PostgresPools
     epoch: int = attrs.field(kw_only=True)

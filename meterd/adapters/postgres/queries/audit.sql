@@ -214,6 +214,57 @@ CROSS JOIN LATERAL (
 ) terms
 WHERE NOT is_unlimited AND agents > allowed
 
+-- name: events
+-- Events that were not taken back are what the ledger says of events, period by period.
+SELECT
+    coalesce(e.organization_id, r.organization_id) AS organization_id,
+    coalesce(e.billing_period, r.billing_period) AS subject,
+    coalesce(e.resource_type, r.resource_type) || ' of events' AS what,
+    coalesce(e.amount, 0) AS expected, coalesce(r.amount, 0) AS found
+FROM (
+    SELECT
+        u.organization_id, u.billing_period, u.resource_type,
+        sum(CASE WHEN v.seq IS NULL THEN e.amount ELSE 0 END) AS amount
+    FROM usage_events e
+    JOIN usage_records u ON u.id = e.record_id
+    LEFT JOIN usage_event_voids v
+        ON v.organization_id = e.organization_id AND v.event_id = e.event_id
+        AND v.source = e.source
+    WHERE $1::text IS NULL OR e.organization_id = $1
+    GROUP BY 1, 2, 3
+) e
+FULL JOIN (
+    SELECT
+        organization_id, billing_period, resource_type,
+        sum(CASE WHEN resource_type = 'api_call' THEN quantity ELSE quantity_ms END) AS amount
+    FROM usage_records
+    WHERE source IN ('event', 'void') AND ($1::text IS NULL OR organization_id = $1)
+    GROUP BY 1, 2, 3
+) r USING (organization_id, billing_period, resource_type)
+WHERE coalesce(e.amount, 0) <> coalesce(r.amount, 0)
+
+-- name: days
+-- The sums per day are those of the rows.
+SELECT
+    coalesce(d.organization_id, r.organization_id) AS organization_id,
+    coalesce(d.day, r.day)::text AS subject, c.what, c.expected, c.found
+FROM (SELECT * FROM usage_days WHERE $1::text IS NULL OR organization_id = $1) d
+FULL JOIN (
+    SELECT
+        organization_id, ("timestamp" AT TIME ZONE 'UTC')::date AS day, billing_period,
+        resource_type, kind, unit_cost, sum(quantity) AS quantity, sum(quantity_ms) AS quantity_ms,
+        sum(total_cost) AS cost
+    FROM usage_records
+    WHERE $1::text IS NULL OR organization_id = $1
+    GROUP BY 1, 2, 3, 4, 5, 6
+) r USING (organization_id, day, billing_period, resource_type, kind, unit_cost)
+CROSS JOIN LATERAL (VALUES
+    ('quantity', coalesce(r.quantity, 0)::numeric, coalesce(d.quantity, 0)::numeric),
+    ('quantity_ms', coalesce(r.quantity_ms, 0), coalesce(d.quantity_ms, 0)),
+    ('cost', coalesce(r.cost, 0), coalesce(d.cost, 0))
+) AS c (what, expected, found)
+WHERE c.expected <> c.found
+
 -- name: organizations
 SELECT count(*) AS n FROM organizations WHERE $1::text IS NULL OR id = $1
 

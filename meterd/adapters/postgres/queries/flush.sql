@@ -133,6 +133,41 @@ SELECT x.* FROM unnest(
 ) AS x
 WHERE EXISTS (SELECT FROM owner)
 ON CONFLICT (id) DO NOTHING
+RETURNING
+    organization_id, "timestamp", billing_period, resource_type, kind, unit_cost, quantity,
+    quantity_ms, total_cost
+
+-- name: days
+-- The sums per day of the rows that `rows` inserted: of those it found there, nothing.
+INSERT INTO usage_days AS d (
+    organization_id, day, billing_period, resource_type, kind, unit_cost, quantity, quantity_ms,
+    cost
+)
+SELECT
+    organization_id, ("timestamp" AT TIME ZONE 'UTC')::date, billing_period, resource_type, kind,
+    unit_cost, sum(quantity), sum(quantity_ms), sum(total_cost)
+FROM rows
+GROUP BY 1, 2, 3, 4, 5, 6
+ON CONFLICT (organization_id, day, billing_period, resource_type, kind, unit_cost) DO UPDATE SET
+    quantity = d.quantity + excluded.quantity, quantity_ms = d.quantity_ms + excluded.quantity_ms,
+    cost = d.cost + excluded.cost
+
+-- name: events
+INSERT INTO usage_events (organization_id, event_id, source, content, amount, record_id, seq)
+SELECT x.* FROM unnest(
+    $1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::bigint[]
+) AS x
+WHERE EXISTS (SELECT FROM owner)
+ON CONFLICT (organization_id, event_id, source) DO NOTHING
+
+-- name: voids
+INSERT INTO usage_event_voids
+    (organization_id, event_id, source, reason, voided_at, record_id, seq)
+SELECT x.* FROM unnest(
+    $1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::bigint[]
+) AS x
+WHERE EXISTS (SELECT FROM owner)
+ON CONFLICT (organization_id, event_id, source) DO NOTHING
 
 -- name: audits
 INSERT INTO audit_log (id, organization_id, at, actor, action, reason, before, after)
