@@ -127,7 +127,7 @@ class KeyStore(Protocol):
         ...
 
     async def revoke_key(
-        self, organization_id: str | None, key_id: str, *, at_ms: int
+        self, organization_id: str | None, key_id: str, *, at_ms: int, revoked_by: str = "operator"
     ) -> StoredKey | None:
         """Revoke a key of this organization; None when it has no such key. Repeats are fine."""
         ...

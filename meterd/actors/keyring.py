@@ -273,13 +273,17 @@ class KeyRing:
         """Return an organization's keys (`None`: admin keys), newest first, revoked ones too."""
         return await self._store.keys_of(organization_id)
 
-    async def revoke(self, organization_id: str | None, key_id: str) -> StoredKey | None:
+    async def revoke(
+        self, organization_id: str | None, key_id: str, *, revoked_by: str = "operator"
+    ) -> StoredKey | None:
         """Revoke a key; None when the organization has no such key. Repeats change nothing.
 
         Errors: StoreUnavailableError.
         """
         now_ms = self._clock.now_ms()
-        stored = await self._store.revoke_key(organization_id, key_id, at_ms=now_ms)
+        stored = await self._store.revoke_key(
+            organization_id, key_id, at_ms=now_ms, revoked_by=revoked_by
+        )
         if stored is not None:
             self._forget({key_id})
         return stored

@@ -301,10 +301,11 @@ async def show_keys(organization_id: str) -> Response:
 @admin_organizations.delete("/organizations/<organization_id>/keys/<key_id>")
 async def revoke_key(organization_id: str, key_id: str) -> Response:
     """Revoke a key at once; its streams close. Repeats change nothing."""
-    await operator()
+    actor = await operator()
     query()
     if not key_id.isprintable():
         raise ProblemError("key_unknown")
-    if await services().keyring.revoke(_known_form(organization_id), key_id) is None:
+    known_id = _known_form(organization_id)
+    if await services().keyring.revoke(known_id, key_id, revoked_by=actor) is None:
         raise ProblemError("key_unknown")
     return response(Reply(204))

@@ -133,7 +133,14 @@ def test_commands_that_documents_name_exist_with_their_options() -> None:
                 wrong.append(f"{source.name}: meterd {name}")
                 continue
             options = {"--help", "-h"}
-            for parameter in command_named(name).params:
+            command = command_named(name)
+            if isinstance(command, click.Group):
+                word = re.match(r"\s*([a-z][a-z-]*)", rest)
+                part = command.commands.get(word[1]) if word else None
+                if word and part is None:
+                    wrong.append(f"{source.name}: meterd {name} {word[1]}")
+                command = part or command
+            for parameter in command.params:
                 options.update(parameter.opts, parameter.secondary_opts)
             wrong += [
                 f"{source.name}: meterd {name} {option}"

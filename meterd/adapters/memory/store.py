@@ -192,8 +192,22 @@ class MemoryStore:
             and key.organization_id not in self.database.organizations
         ):
             return False
-        self.database.keys.setdefault(key.id, (key, digest))
+        if key.id not in self.database.keys:
+            self.database.keys[key.id] = (key, digest)
+            self._audit_key("key.create", key, key.created_at_ms, key.created_by)
         return True
+
+    def _audit_key(self, action: str, key: StoredKey, at_ms: int, actor: str) -> None:
+        entry = AuditEntry(
+            id=fact_id("aud", at_ms, action, key.id),
+            at_ms=at_ms,
+            actor=actor,
+            action=action,
+            reason="",
+            before_json="{}",
+            after_json=json.dumps({"key_id": key.id, "last4": key.last4}),
+        )
+        self.database.audits[entry.id] = (key.organization_id or "", entry)
 
     async def keys_of(self, organization_id: str | None) -> Sequence[StoredKey]:
         """Return an organization's keys, newest first."""
@@ -202,7 +216,7 @@ class MemoryStore:
         return sorted(keys, key=lambda key: (key.created_at_ms, key.id), reverse=True)
 
     async def revoke_key(
-        self, organization_id: str | None, key_id: str, *, at_ms: int
+        self, organization_id: str | None, key_id: str, *, at_ms: int, revoked_by: str = "operator"
     ) -> StoredKey | None:
         """Revoke a key of this organization; the first instant counts."""
         await trio.lowlevel.checkpoint()
@@ -210,6 +224,7 @@ class MemoryStore:
         if key is None or key.organization_id != organization_id:
             return None
         if key.revoked_at_ms is None:
+            self._audit_key("key.revoke", key, at_ms, revoked_by)
             key = attrs.evolve(key, revoked_at_ms=at_ms)
             self.database.keys[key_id] = (key, digest)
         return key

@@ -14,6 +14,7 @@ import attrs
 from meterd.adapters.postgres import records
 from meterd.adapters.postgres.pool import Connection, PostgresPools
 from meterd.adapters.postgres.statements import statements
+from meterd.core.ids import fact_id
 from meterd.core.units import to_datetime
 from meterd.ports import StoredKey
 
@@ -38,7 +39,8 @@ class PostgresKeys:
 
     async def add_key(self, key: StoredKey, digest: bytes) -> bool:
         """Store a key; False when its organization does not exist. Repeats are fine."""
-        columns = records.key_columns(key, digest)
+        audit_id = fact_id("aud", key.created_at_ms, "key.create", key.id)
+        columns = (*records.key_columns(key, digest), audit_id)
 
         async def work(connection: Connection) -> bool:
             return await connection.fetchval(statements("keys")["add_key"], *columns) is not None
@@ -58,14 +60,17 @@ class PostgresKeys:
         return [records.key_from(record) for record in found]
 
     async def revoke_key(
-        self, organization_id: str | None, key_id: str, *, at_ms: int
+        self, organization_id: str | None, key_id: str, *, at_ms: int, revoked_by: str = "operator"
     ) -> StoredKey | None:
         """Revoke a key; None when the organization has no such key. The first instant counts."""
         at = to_datetime(at_ms)
+        audit_id = fact_id("aud", 0, "key.revoke", key_id)  # one for each key, whoever comes again
 
         async def work(connection: Connection) -> Any:
             text = statements("keys")["revoke_key"]
-            return await connection.fetchrow(text, key_id, organization_id, at)
+            return await connection.fetchrow(
+                text, key_id, organization_id, at, audit_id, revoked_by
+            )
 
         record = await self.pools.write("revoke an API key", work)
         return None if record is None else records.key_from(record)

@@ -5,14 +5,24 @@ SELECT id, organization_id, scopes, name, last4, created_at, created_by, revoked
 FROM api_keys WHERE hash = $1
 
 -- name: add_key
--- Nothing when the organization does not exist. The same key again is the same key.
-INSERT INTO api_keys
-    (id, organization_id, scopes, name, last4, created_at, created_by, revoked_at, hash)
-SELECT
-    $1, $2, $3::text[], $4, $5, $6::timestamptz, $7, $8::timestamptz, $9::bytea
-WHERE $2::text IS NULL OR EXISTS (SELECT FROM organizations WHERE id = $2)
-ON CONFLICT (id) DO UPDATE SET id = excluded.id
-RETURNING id
+-- Nothing when the organization does not exist. The same key again is the same key, audited once.
+WITH new AS (
+    INSERT INTO api_keys
+        (id, organization_id, scopes, name, last4, created_at, created_by, revoked_at, hash)
+    SELECT
+        $1, $2, $3::text[], $4, $5, $6::timestamptz, $7, $8::timestamptz, $9::bytea
+    WHERE $2::text IS NULL OR EXISTS (SELECT FROM organizations WHERE id = $2)
+    ON CONFLICT (id) DO UPDATE SET id = excluded.id
+    RETURNING id
+), audit AS (
+    INSERT INTO audit_log (id, at, actor, action, organization_id, reason, after)
+    SELECT
+        $10::text, $6, $7, 'key.create', $2, '',
+        jsonb_build_object('key_id', id, 'scopes', $3, 'name', $4, 'last4', $5)
+    FROM new
+    ON CONFLICT (id) DO NOTHING
+)
+SELECT id FROM new
 
 -- name: keys_of
 SELECT id, organization_id, scopes, name, last4, created_at, created_by, revoked_at
@@ -25,10 +35,21 @@ FROM api_keys WHERE organization_id IS NULL
 ORDER BY created_at DESC, id DESC
 
 -- name: revoke_key
--- The first revocation counts; a repeat returns the key as it is.
-UPDATE api_keys SET revoked_at = coalesce(revoked_at, $3)
-WHERE id = $1 AND organization_id IS NOT DISTINCT FROM $2
-RETURNING id, organization_id, scopes, name, last4, created_at, created_by, revoked_at
+-- The first revocation counts and is audited; a repeat returns the key as it is.
+WITH found AS (
+    UPDATE api_keys SET revoked_at = coalesce(revoked_at, $3::timestamptz)
+    WHERE id = $1 AND organization_id IS NOT DISTINCT FROM $2::text
+    RETURNING id, organization_id, scopes, name, last4, created_at, created_by, revoked_at
+), audit AS (
+    INSERT INTO audit_log (id, at, actor, action, organization_id, reason, before, after)
+    SELECT
+        $4::text, $3, $5::text, 'key.revoke', organization_id, '',
+        jsonb_build_object('key_id', id, 'last4', last4, 'revoked', false),
+        jsonb_build_object('key_id', id, 'last4', last4, 'revoked', true)
+    FROM found
+    ON CONFLICT (id) DO NOTHING
+)
+SELECT * FROM found
 
 -- name: revoked_since
 SELECT id FROM api_keys WHERE revoked_at >= $1 ORDER BY revoked_at, id
