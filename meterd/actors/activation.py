@@ -14,7 +14,7 @@ import trio
 from meterd.core.journal import StoredOrganization
 from meterd.core.supervision import backoff_ms
 from meterd.core.units import SECOND_MS
-from meterd.errors import PortalClosedError, StoreUnavailableError
+from meterd.errors import PortalClosedError, StoreRejectedError, StoreUnavailableError
 from meterd.ports import LedgerStore
 
 
@@ -37,11 +37,13 @@ class Activation:
         jitter: Iterator[float],
         on_loaded: Callable[[str, StoredOrganization | None], None],
         on_waiting: Callable[[Sequence[str], Exception], None],
+        on_unreadable: Callable[[str, Exception], None],
     ) -> None:
         self._store = store
         self._jitter = jitter
         self._on_loaded = on_loaded
         self._on_waiting = on_waiting
+        self._on_unreadable = on_unreadable
         self._wanted: dict[str, None] = {}
         self._kick = trio.Event()
         self._idle = trio.Event()
@@ -69,7 +71,7 @@ class Activation:
             while self._wanted:
                 group = list(self._wanted)[:GROUP_MAX]
                 try:
-                    found = await self._store.load(group)
+                    await self._read(group)
                 except (StoreUnavailableError, PortalClosedError) as error:
                     tries += 1
                     self.load_failures += 1
@@ -78,9 +80,23 @@ class Activation:
                     await trio.sleep(delay_ms * (0.5 + next(self._jitter)) / SECOND_MS)
                     continue
                 tries = 0
-                self.loads += len(group)
-                for organization_id in group:
-                    self._wanted.pop(organization_id, None)
-                    self._on_loaded(organization_id, found.get(organization_id))
                 await trio.lowlevel.checkpoint()
             self._idle.set()
+
+    async def _read(self, group: Sequence[str]) -> None:
+        """Read a group; one organization that cannot be read does not keep the others waiting."""
+        try:
+            found = await self._store.load(group)
+        except StoreRejectedError as error:
+            if len(group) > 1:
+                middle = len(group) // 2
+                await self._read(group[:middle])
+                await self._read(group[middle:])
+                return
+            self._wanted.pop(group[0], None)
+            self._on_unreadable(group[0], error)
+            return
+        self.loads += len(group)
+        for organization_id in group:
+            self._wanted.pop(organization_id, None)
+            self._on_loaded(organization_id, found.get(organization_id))

@@ -125,7 +125,11 @@ class Organizations:
         self.ledger = ledger
         self.timers = Timers(clock, self._wake)
         self.activation = Activation(
-            store, jitter=jitter, on_loaded=self._loaded, on_waiting=self._back_off
+            store,
+            jitter=jitter,
+            on_loaded=self._loaded,
+            on_waiting=self._back_off,
+            on_unreadable=self._unreadable,
         )
         self.dead_letters: deque[DeadLetter] = deque(maxlen=DEAD_LETTERS_KEPT)
         self._store = store
@@ -252,7 +256,8 @@ class Organizations:
         """
         assert isinstance(command, RecordEvents | VoidEvent), command
         state = self._state(organization_id)
-        with self._recall.looking(organization_id, self.durable_seq(organization_id)):
+        begun_seq = 0 if state is None else min(state.seq, self.durable_seq(organization_id))
+        with self._recall.looking(organization_id, begun_seq):
             if isinstance(outcome, NeedsEvents):
                 found = await self._recall.events(organization_id, outcome.keys)
             else:
@@ -459,6 +464,12 @@ class Organizations:
             return
         cell.state, cell.phase, cell.load_tries = restored, Phase.READY, 0
         self._work_off(cell)
+
+    def _unreadable(self, organization_id: str, error: Exception) -> None:
+        """Count what is stored and makes no sense as a strike: only a person can mend it."""
+        cell = self._cells.get(organization_id)
+        if cell is not None and cell.phase in (Phase.LOADING, Phase.BACKING_OFF):
+            self._strike(cell, Tick(), error)
 
     def _restore(self, stored: StoredOrganization) -> OrganizationState:
         organization_id = stored.organization_id

@@ -53,6 +53,8 @@ class Trouble(MemoryStore):
     fail_after: dict[str, int] = attrs.Factory(dict)
     poison_tasks: set[str] = attrs.Factory(set)
     """A flush that touches one of these is rejected."""
+    unreadable: set[str] = attrs.Factory(set)
+    """A reading that includes one of these organizations is rejected."""
     calls: list[tuple[str, Any]] = attrs.Factory(list)
 
     async def _around(self, name: str, argument: Any, work: Callable[[], Awaitable[Any]]) -> Any:
@@ -83,6 +85,8 @@ class Trouble(MemoryStore):
 
     async def load(self, organization_ids: Sequence[str]) -> Any:
         """Read, with trouble."""
+        if self.unreadable & set(organization_ids):
+            raise StoreRejectedError("load organizations", "no open period")
         return await self._around(
             "load", tuple(organization_ids), lambda: MemoryStore.load(self, organization_ids)
         )

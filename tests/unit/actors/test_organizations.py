@@ -124,6 +124,36 @@ async def test_activations_that_arrive_together_share_one_reading(
         assert kernel.store.count("load") == 1
 
 
+async def test_an_organization_that_cannot_be_read_is_quarantined_and_keeps_nobody_waiting(
+    autojump_clock: MockClock,
+) -> None:
+    """One row that makes no sense must not keep the organizations read with it from working."""
+    async with running_kernel() as kernel:
+        names = [f"org_{number}" for number in range(2, 6)]
+        for name in names:
+            await kernel.create(name)
+        kernel.store.unreadable = {"org_3"}
+        seen: dict[str, str] = {}
+
+        async def look(name: str) -> None:
+            try:
+                seen[name] = (await kernel.organizations.view(name)).organization_id
+            except QuarantinedError:
+                seen[name] = "quarantined"
+
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(look, name)
+
+        assert seen == {
+            "org_2": "org_2",
+            "org_3": "quarantined",
+            "org_4": "org_4",
+            "org_5": "org_5",
+        }
+        assert "no open period" in kernel.cell("org_3").last_error
+
+
 async def test_an_unknown_organization_is_said_to_be_unknown(autojump_clock: MockClock) -> None:
     """And leaves nothing in memory."""
     async with running_kernel() as kernel:
