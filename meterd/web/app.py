@@ -21,6 +21,7 @@ from meterd.web.admin_books import admin_books
 from meterd.web.admin_organizations import admin_organizations
 from meterd.web.admin_stripe import admin_stripe
 from meterd.web.agent_stream import AgentGate, agent_stream
+from meterd.web.events import events
 from meterd.web.front.hot import HotPath
 from meterd.web.health import health
 from meterd.web.hot import HotAnswers
@@ -32,6 +33,7 @@ from meterd.web.services import WebServices
 from meterd.web.stream_transport import StreamGate
 from meterd.web.stripe_webhook import stripe_webhook
 from meterd.web.tasks import tasks
+from meterd.web.usage import usage
 
 
 __all__ = ["Web", "WebServices", "create_app", "make_application"]
@@ -93,6 +95,8 @@ def make_application(services: WebServices) -> QuartTrio:
         health,
         admin_stripe,
         stripe_webhook,
+        usage,
+        events,
     ):
         app.register_blueprint(blueprint)
 

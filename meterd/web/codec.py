@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import types
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -42,6 +43,9 @@ PROBLEMS_MAX: Final = 100
 _EXPONENT_FROM: Final = 1e16
 """From here on `repr` writes a float with an exponent; all of these are whole."""
 
+_PERIOD_LABEL = re.compile(
+    r"[0-9]{4}-[0-9]{2}(-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{3})?Z)?)?", re.ASCII
+)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UNSTORABLE: Final = frozenset(map(chr, (0, *range(0xD800, 0xE000))))
 
@@ -226,6 +230,11 @@ def _parts(annotation: Any) -> Sequence[Any]:
 
 
 # --- rules that a pattern cannot say --------------------------------------------------------------
+
+
+def is_period_label(text: str) -> bool:
+    """Tell whether text can name a billing period: a month, a day or an instant."""
+    return _PERIOD_LABEL.fullmatch(text) is not None
 
 
 def is_storable_metadata(value: object) -> bool:

@@ -97,6 +97,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "not_found": Kind(404, _NOT_FOUND, "There is nothing here."),
     "organization_unknown": Kind(404, _NOT_FOUND, "There is no such organization."),
     "task_unknown": Kind(404, _NOT_FOUND, "There is no such task."),
+    "period_unknown": Kind(404, _NOT_FOUND, "There is no such billing period."),
     "key_unknown": Kind(404, _NOT_FOUND, "There is no such key."),
     "event_unknown": Kind(404, _NOT_FOUND, "There is no such event."),
     "job_unknown": Kind(404, _NOT_FOUND, "There is no such job."),
@@ -117,6 +118,10 @@ KINDS: Final[Mapping[str, Kind]] = {
         "A live Stripe subscription decides the plan. Change it there, or change the contract.",
     ),
     "job_running": Kind(409, _CONFLICT, "The job is running already."),
+    "id_conflict": Kind(409, _CONFLICT, "An event with this id and source said something else."),
+    "event_ambiguous": Kind(
+        409, _CONFLICT, "Events of several sources have this id: name the `source`."
+    ),
     "organization_exists": Kind(409, _CONFLICT, "An organization with this id exists already."),
     "customer_taken": Kind(
         409, _CONFLICT, "Another organization is linked to this Stripe customer."
@@ -129,6 +134,12 @@ KINDS: Final[Mapping[str, Kind]] = {
         426, "Upgrade Required", "Open a WebSocket here, subprotocol `meterd.v1`."
     ),
     "invalid_request": Kind(422, _UNPROCESSABLE, "The request is not valid; see `errors`."),
+    "time_out_of_range": Kind(
+        422, _UNPROCESSABLE, "An event may be up to 35 days old and 5 minutes ahead."
+    ),
+    "cost_too_large": Kind(
+        422, _UNPROCESSABLE, "Quantity x unit cost must be under $10,000: split the event."
+    ),
     "credit_exceeds_usage": Kind(
         422, _UNPROCESSABLE, "The credit is larger than what the period used."
     ),

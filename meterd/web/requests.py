@@ -120,6 +120,14 @@ def limit_in(parameters: Mapping[str, str]) -> int:
     return int(text)
 
 
+def integer_in(parameters: Mapping[str, str], field: str, *, default: int, largest: int) -> int:
+    """Return a parameter that is an integer from 1 on. Errors: RequestInvalidError."""
+    text = parameters.get(field, str(default))
+    if not _LIMIT.fullmatch(text) or int(text) > largest:
+        raise RequestInvalidError([Problem(f"/{field}", f"must be an integer from 1 to {largest}")])
+    return int(text)
+
+
 def choice_in(parameters: Mapping[str, str], field: str, choices: tuple[str, ...]) -> str | None:
     """Return a parameter that is one of some words. Errors: RequestInvalidError."""
     value = parameters.get(field)

@@ -26,4 +26,5 @@ FROM (
     LIMIT 2
 ) e
 JOIN usage_records r ON r.id = e.record_id
-LEFT JOIN usage_event_voids v USING (organization_id, event_id, source)
+LEFT JOIN usage_event_voids v
+    ON v.organization_id = $1 AND v.event_id = e.event_id AND v.source = e.source
