@@ -206,6 +206,10 @@ class ChargeStore(Protocol):
         """Return the charges of all periods that ended since an instant."""
         ...
 
+    async def followed_subscriptions(self) -> Sequence[tuple[str, str]]:
+        """Return (organization, subscription) of all that follow one, by organization."""
+        ...
+
     async def report(self, findings: Sequence[StoredFinding]) -> None:
         """Keep findings; one with a known id changes nothing."""
         ...

@@ -56,8 +56,12 @@ from meterd.ports import (
 
 log = structlog.get_logger(__name__)
 
+RECONCILED = "meterd.reconciliation"
+"""Type of the events that meterd's own reconciliation puts into the inbox."""
+
 SIGNALS = frozenset(
     {
+        RECONCILED,
         "checkout.session.completed",
         "customer.subscription.created",
         "customer.subscription.deleted",
@@ -152,6 +156,7 @@ class StripeActor:
         self._policy = policy or StripePolicy()
         self._on_invoices = on_invoices
         self._kick = trio.Event()
+        self._back = trio.Event()
         self._busy: set[str] = set()
         self._turns: dict[str, trio.Lock] = {}
         self._failures_in_a_row = 0
@@ -198,7 +203,7 @@ class StripeActor:
         """Start work on what is due, for ever; return why it must stop."""
         tries = 0
         while True:
-            self._kick = trio.Event()
+            self._kick, self._back = trio.Event(), trio.Event()
             if self._lost is not None:
                 return self._lost
             try:
@@ -212,11 +217,9 @@ class StripeActor:
             for subject, events in groups.items():
                 self._busy.add(subject)
                 nursery.start_soon(self._work_off, subject, events)
-            if self.is_away:
-                await trio.sleep(self._pause_ms() / SECOND_MS)
-                continue
             with trio.move_on_after(self._pause_ms() / SECOND_MS):
-                await self._kick.wait()
+                # New events do not shorten the pause while Stripe is away; its return does.
+                await (self._back if self.is_away else self._kick).wait()
 
     async def _due(self) -> dict[str, list[PendingEvent]]:
         room = (1 if self.is_away else self._policy.at_once) - len(self._busy)
@@ -251,6 +254,7 @@ class StripeActor:
                 await self._fail(events, result.error)
         except OwnershipLostError as error:
             self._lost = error
+            self._back.set()
             self.kick()
         except (StoreError, PortalClosedError) as error:
             self.last_error = str(error)  # they are still pending, and due: the next poll sees them
@@ -338,6 +342,7 @@ class StripeActor:
             raise
         if self._failures_in_a_row:
             self._failures_in_a_row = 0
+            self._back.set()
             self.kick()
         if found is None:
             raise NotThereYetError(f"Stripe has no subscription {subscription_id}")

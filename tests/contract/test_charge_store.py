@@ -251,6 +251,7 @@ async def test_due_are_charges_that_are_meterd_s_to_move(
     (due,) = await charges.due_charges(now_ms=END_MS, limit=10)
 
     assert due.charge == charge
+    assert await charges.followed_subscriptions() == [("org_1", "sub_1")]
     assert (due.customer_id, due.cycle_subscription_id, due.cycle_months) == ("cus_2", "sub_1", 1)
     held = attrs.evolve(charge, state=ChargeState.MANUAL)
     assert await charges.reviewed_organizations(limit=5) == ["org_1"]

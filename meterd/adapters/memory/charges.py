@@ -198,6 +198,15 @@ class MemoryCharges:
             key=lambda charge: charge.id,
         )
 
+    async def followed_subscriptions(self) -> Sequence[tuple[str, str]]:
+        """Return (organization, subscription) of all that follow one, by organization."""
+        await trio.lowlevel.checkpoint()
+        return sorted(
+            (key, record.profile.cycle.subscription_id)
+            for key, record in self.database.organizations.items()
+            if record.profile.cycle is not None
+        )
+
     async def report(self, findings: Sequence[StoredFinding]) -> None:
         """Keep findings; one with a known id changes nothing."""
         await self._own()

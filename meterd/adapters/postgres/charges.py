@@ -151,6 +151,11 @@ class PostgresCharges:
         found = await self._fetch("ended_since", "list charges", to_datetime(since_ms))
         return [_charge(record["c"]) for record in found]
 
+    async def followed_subscriptions(self) -> Sequence[tuple[str, str]]:
+        """Return (organization, subscription) of all that follow one, by organization."""
+        found = await self._fetch("followed", "list followed subscriptions")
+        return [(record["id"], record["cycle_subscription_id"]) for record in found]
+
     async def report(self, findings: Sequence[StoredFinding]) -> None:
         """Keep findings; one with a known id changes nothing."""
 

@@ -111,6 +111,10 @@ LIMIT $5
 -- name: ended_since
 SELECT c FROM overage_charges c WHERE c.period_end >= $1 ORDER BY c.id
 
+-- name: followed
+SELECT id, cycle_subscription_id FROM organizations
+WHERE cycle_subscription_id IS NOT NULL ORDER BY id
+
 -- name: find
 INSERT INTO findings (id, at, kind, organization_id, detail)
 VALUES ($1, $2, $3, $4, $5::jsonb)
