@@ -29,6 +29,7 @@ from typed_settings.exceptions import TsError
 from typed_settings.loaders import DictLoader, Loader
 from typed_settings.types import LoadedSettings
 
+from meterd.core.overage import review_of
 from meterd.errors import ConfigError
 from meterd.setting import (
     SETTING,
@@ -43,6 +44,7 @@ from meterd.setting import (
     path,
     secret,
     secrets,
+    text,
     time_zone,
     url,
 )
@@ -50,8 +52,18 @@ from meterd.setting import (
 
 ENVIRONMENT_PREFIX: Final = "METERD_"
 
-OTHER_VARIABLES: Final = frozenset({"METERD_CONFIG", "METERD_REQUIRE_SERVICES"})
-"""Variables that are not settings: the file to read, and the tests' "missing services fail"."""
+OTHER_VARIABLES: Final = frozenset(
+    {
+        "METERD_CONFIG",  # the file to read
+        "METERD_KEY",  # with METERD_URL: what clients and operators' commands read
+        "METERD_URL",
+        "METERD_REQUIRE_SERVICES",  # tests: missing services fail
+        "METERD_TEST_DATABASE_URL",
+        "METERD_TEST_KEY",
+        "METERD_TEST_URL",
+    }
+)
+"""Variables that are not settings of the service."""
 
 DATA_DIR_DEFAULT: Final = Path("meterd-data")
 
@@ -121,6 +133,25 @@ class Config:
     plans: Path | None = path(doc="Plan catalogue; the one inside the package unless set.")
     upgrade_url: str | None = url("https", "http", doc="Sent with refusals: where to upgrade.")
 
+    billing_return_url: str | None = url(
+        "https", "http", doc="Where Stripe's pages lead back to; `upgrade_url` unless set."
+    )
+    overage_review: str = text(
+        "none",
+        accepts=lambda found: review_of(found) is not None,
+        form="none, all, or first:N",
+        doc="Whose charges wait until an operator releases them: nobody's, everybody's, or those "
+        "of the first N organizations, each until one of its charges was released.",
+    )
+    overage_wait_ms: int = integer(
+        600_000,
+        unit="milliseconds",
+        least=0,
+        most=_HOUR_MS,
+        doc="How long the charges of a closed period wait for tasks that have not reported past "
+        "its end. Stripe keeps a renewal's invoice open for about an hour.",
+    )
+
     plausibility: str = choice(
         "enforce",
         "report",
@@ -165,7 +196,7 @@ class Config:
         unit="failures",
         least=1,
         most=1_000,
-        doc="An organization that fails more often within `strikes_window_ms` is quarantined.",
+        doc="An organization that fails so often within `strikes_window_ms` is quarantined.",
     )
     strikes_window_ms: int = integer(
         60_000, unit="milliseconds", least=1, most=_DAY_MS, doc="See `strikes_max`."

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, tzinfo
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -58,9 +58,11 @@ class Setting:
     on_command_line: bool = True
 
 
-@attrs.frozen
-class Address:
-    """A host and TCP port to listen on; port 0 takes a free one."""
+class Address(NamedTuple):
+    """A host and TCP port to listen on; port 0 takes a free one.
+
+    No attrs class: typed-settings would look for a table of settings in it.
+    """
 
     host: str
     port: int
@@ -107,6 +109,18 @@ def choice(default: str, *others: str, doc: str) -> Any:
         if value not in words:
             raise ValueError(f"must be {form}, {_not(value)}")
         return str(value)
+
+    return _field(default, Setting(doc=doc, parse=parse, form=form))
+
+
+def text(default: str, *, accepts: Callable[[str], bool], form: str, doc: str) -> Any:
+    """Declare text of a form that a function knows."""
+
+    def parse(value: object) -> str:
+        found = _text(value)
+        if not accepts(found):
+            raise ValueError(f"must be {form}, {_not(value)}")
+        return found
 
     return _field(default, Setting(doc=doc, parse=parse, form=form))
 

@@ -57,6 +57,8 @@ class Store(MemoryStore):
 
     is_away = False
     refuses = False
+    holds_flushes = False
+    """Readings are answered, writings wait."""
     lookups = 0
 
     def _reach(self) -> None:
@@ -65,6 +67,8 @@ class Store(MemoryStore):
 
     async def flush(self, batches: Sequence[OrganizationBatch]) -> None:
         self._reach()
+        if self.holds_flushes:
+            raise StoreUnavailableError("flush", "held by a test")
         if self.refuses:
             raise StoreRejectedError("flush", "switched off by a test")
         await super().flush(batches)

@@ -59,6 +59,8 @@ class Entry:
     is_abandoned: bool = False
     """Its body never began, but meterd may hold a slot for it: finish it at 0 ms."""
     stop: MeterdClientError | None = None
+    early_stop: MeterdClientError | None = None
+    """A stop that came before the verdict: it ends the body as soon as it has begun."""
     is_over: bool = False
     """meterd will take no more reports of it."""
     claimed_ms: int = 0

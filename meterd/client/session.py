@@ -297,16 +297,28 @@ class Session:
             case "started":
                 self._receive_started(entry, message, now_ms)
             case "denied":
-                self._refuse(entry, self._refusal_in(message, entry))
+                self._receive_denied(entry, message)
             case "ack":
                 self._receive_ack(entry, message, now_ms)
             case "finished":
                 self._receive_finished(entry, message)
             case "stop":
-                if entry.phase is Phase.RUNNING:
-                    self._stop(entry, self._refusal_in(message, entry))
+                self._receive_stop(entry, message)
             case _:
                 self.unread_count += 1
+
+    def _receive_denied(self, entry: Entry, message: Message) -> None:
+        # Of a task meterd has started it answers a stray copy of the start: while the store is
+        # away, meterd may refuse what it has forgotten. The task goes on.
+        if entry.known is not Known.YES:
+            self._refuse(entry, self._refusal_in(message, entry))
+
+    def _receive_stop(self, entry: Entry, message: Message) -> None:
+        if entry.phase is Phase.RUNNING:
+            self._stop(entry, self._refusal_in(message, entry))
+        elif entry.phase is Phase.STARTING:
+            # A limit reached at once overtakes `started`, which waits to be durable.
+            entry.early_stop = refusal_in(message, quota=self.quota, stopped=True)
 
     def _receive_started(self, entry: Entry, message: Message, now_ms: int) -> None:
         if entry.is_over:
@@ -323,6 +335,8 @@ class Session:
             entry.phase = Phase.RUNNING
             entry.begun_at_ms = now_ms
             self._events.append(Started(entry.request.task_id, self.quota, is_local=False))
+            if entry.early_stop is not None:
+                self._stop(entry, entry.early_stop)
         self._known(entry, now_ms)
         if entry.phase is Phase.RUNNING:
             self._report_at(entry, now_ms + entry.interval_ms)

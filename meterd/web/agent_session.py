@@ -23,7 +23,8 @@ from meterd.actors.cell import Answer
 from meterd.actors.keyring import Principal
 from meterd.core import commands
 from meterd.core.commands import Notice, Outcome
-from meterd.core.quota import DenialReason, QuotaView
+from meterd.core.organization import DenialReason
+from meterd.core.quota import QuotaView
 from meterd.core.task import Task, TaskOutcome, TaskState
 from meterd.errors import ActorCrashedError, MeterdError
 from meterd.web.problems import KINDS, code_of, denial_message
@@ -91,6 +92,8 @@ class AgentSession:
         self._view: QuotaView | None = None
         self._owed = OwedAnswers()
         self._tasks: dict[str, None] = {}
+        self._unannounced: dict[str, Stop | None] = {}
+        """Tasks whose `started` waits to be durable, and a stop that must not overtake it."""
         self._queues: dict[str, deque[TaskMessage]] = {}
         self._lined_up: deque[str] = deque()
         self._workers = 0
@@ -152,7 +155,7 @@ class AgentSession:
                 for task_id in notice.task_ids:
                     if task_id in self._tasks:
                         self._push_stop(task_id, notice.reason)
-            elif not isinstance(notice, commands.TaskLost):
+            elif isinstance(notice, _NEWS_FOR_AGENTS):
                 has_changed = True
         if has_changed:
             self._push_quota()
@@ -166,6 +169,7 @@ class AgentSession:
     def on_dropped(self, seq: int) -> None:
         """Tell the client to send again what the store has refused."""
         self.on_durable(seq)
+        self._unannounced.clear()
         self._write([_plain_error("actor_crashed", one.ref) for one in self._owed.clear()])
         self._progress.set()
 
@@ -297,6 +301,7 @@ class AgentSession:
                 self._owe(OwedEvent(seq, _finished(task, ref)))
             case commands.Started(task=task):
                 self._tasks[task.task_id] = None
+                self._unannounced.setdefault(task.task_id)
                 started = Started(
                     task_id=task.task_id,
                     heartbeat_interval_ms=self._organizations.rules.heartbeat_interval_ms,
@@ -350,9 +355,16 @@ class AgentSession:
         self._view = view = self._seen() or self._view
         assert view is not None, "answered without ever having seen the quota"
         brief = QuotaBrief(view.state.value, view.used_ms, view.remaining_ms)
-        self._write(
-            [one.message if isinstance(one, OwedEvent) else _ack(one, brief) for one in ready]
-        )
+        messages: list[ServerMessage] = []
+        for one in ready:
+            if isinstance(one, OwedAck):
+                messages.append(_ack(one, brief))
+                continue
+            messages.append(one.message)
+            held = self._unannounced.pop(one.message.task_id, None)
+            if held is not None and isinstance(one.message, Started):
+                messages.append(held)
+        self._write(messages)
         self._progress.set()
 
     # --- messages out -----------------------------------------------------------------------
@@ -378,7 +390,11 @@ class AgentSession:
     def _push_stop(self, task_id: str, reason: DenialReason) -> None:
         view = self._seen()
         message = denial_message(reason, None if view is None else view.hold)
-        self._write([Stop(task_id=task_id, code=reason.value, message=message)])
+        stop = Stop(task_id=task_id, code=reason.value, message=message)
+        if task_id in self._unannounced:  # `started` first: it waits to be durable
+            self._unannounced[task_id] = stop
+        else:
+            self._write([stop])
 
     def _push_quota(self) -> None:
         """Push the quota as it is now; when the actor is busy loading, as soon as it is not."""
@@ -399,6 +415,12 @@ class AgentSession:
             self._is_quota_coming = False
         self._write([quota_message(view)])
 
+
+_NEWS_FOR_AGENTS: Final = (
+    commands.QuotaChanged,
+    commands.TermsChanged,
+    commands.ProfileChanged,
+)
 
 _ENDED: Final = "The task has ended."
 

@@ -65,6 +65,20 @@ def test_options_beat_the_environment_beats_the_file_beats_the_defaults(
     assert loaded.sources["bind"] == "default"
 
 
+def test_every_setting_can_be_given_in_the_environment_and_in_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The address to listen on once was taken from the command line only."""
+    monkeypatch.setenv("METERD_BIND", "[::1]:9000")
+    from_environment = load_config({})
+    monkeypatch.delenv("METERD_BIND")
+    from_file = load_config({}, file=write(tmp_path, 'bind = "0.0.0.0:9001"'))
+
+    assert str(from_environment.config.bind) == "[::1]:9000"
+    assert from_environment.sources["bind"] == "METERD_BIND"
+    assert str(from_file.config.bind) == "0.0.0.0:9001"
+
+
 def test_all_that_is_wrong_is_reported_at_once_and_named_where_it_stands(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

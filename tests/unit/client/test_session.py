@@ -128,6 +128,19 @@ def test_a_stop_is_told_once_however_often_the_server_repeats_it() -> None:
     assert world.runs["t"].stop is first
 
 
+def test_a_stop_that_overtakes_the_verdict_ends_the_body_as_soon_as_it_begins() -> None:
+    """With a millisecond of quota left the limit is reached before `started` is durable."""
+    world = World()
+    world.start()
+    world.connect()
+    stop = {"type": "stop", "task_id": "t", "code": "plan_limit_reached", "message": "No more."}
+    world.receive(stop)
+    world.flow()
+
+    assert isinstance(world.runs["t"].stop, PlanLimitReached)
+    assert world.runs["t"].stop.stopped
+
+
 def test_a_task_that_works_on_after_a_stop_is_still_reported() -> None:
     """Finishing a step takes time, and that time is metered like any other."""
     world = running_world()

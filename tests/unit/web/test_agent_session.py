@@ -315,6 +315,30 @@ async def test_stop_is_pushed_when_the_quota_runs_out_without_any_heartbeat(
     assert sorted({one["type"] for one in after}) == ["ack", "stop"]
 
 
+async def test_a_stop_never_overtakes_the_started_of_its_task(
+    autojump_clock: trio.abc.Clock, world: World
+) -> None:
+    """`started` waits to be durable; a limit reached meanwhile is told right behind it."""
+    await world.add("org_2", plan="free")
+    await world.admin(
+        "POST",
+        "/admin/v1/organizations/org_2/adjustments",
+        content={"agent_ms": 110 * 60_000 - 5, "reason": "five milliseconds are left"},
+    )
+    async with open_line(world, await world.key("agent", organization_id="org_2")) as line:
+        line.say({"type": "check"})
+        await line.settle()
+        world.store.holds_flushes = True
+        line.say(START)
+        await trio.sleep(2)
+        before = [one["type"] for one in line.read()]
+        world.store.holds_flushes = False
+        after = [one["type"] for one in await line.settle()]
+
+    assert "stop" not in before
+    assert [kind for kind in after if kind in ("started", "stop")] == ["started", "stop"]
+
+
 async def test_a_suspension_stops_this_streams_tasks_and_not_others(
     autojump_clock: trio.abc.Clock, world: World
 ) -> None:
