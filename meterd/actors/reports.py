@@ -138,6 +138,7 @@ class Reports:
         if day_ms > now_ms:
             return None
         is_whole = day_ms <= last_whole_day_ms(now_ms)
+        await self.metrics.aggregate(min(day_ms, last_whole_day_ms(now_ms)))
         await self.metrics.aggregate_day(day_ms)
         await self.keep_revenue(day_ms)
         making = Making(day_ms, self.catalogue, is_whole=is_whole)

@@ -48,7 +48,7 @@ class BookDifference:
     def amount(self) -> str | None:
         """Return found - expected, when both are numbers."""
         try:
-            return str(Decimal(self.found or "") - Decimal(self.expected or ""))
+            return f"{Decimal(self.found or '') - Decimal(self.expected or ''):f}"
         except InvalidOperation:
             return None
 

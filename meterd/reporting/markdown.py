@@ -17,7 +17,7 @@ from meterd.reporting.figures import (
     Report,
     RevenuePart,
 )
-from meterd.reporting.text import escaped, number, signed_usd, sparkline, table, usd
+from meterd.reporting.text import counted, escaped, number, signed_usd, sparkline, table, usd
 
 
 T = TypeVar("T")
@@ -73,11 +73,12 @@ def _first_sentence(report: Report) -> str:
         + activity.tasks_lost
     )
     return (
-        f"{day}: {number(report.customers)} organizations, "
-        f"{number(activity.agent_minutes)} agent-minutes by {number(activity.agents)} agents, "
-        f"{number(ended)} tasks ended ({number(activity.tasks_succeeded)} succeeded, "
+        f"{day}: {counted(report.customers, 'organization')}, "
+        f"{counted(activity.agent_minutes, 'agent-minute')} by "
+        f"{counted(activity.agents, 'agent')}, {counted(ended, 'task')} ended "
+        f"({number(activity.tasks_succeeded)} succeeded, "
         f"{number(activity.tasks_failed)} failed, {number(activity.tasks_cancelled)} cancelled, "
-        f"{number(activity.tasks_lost)} lost), {number(activity.api_calls)} API calls."
+        f"{number(activity.tasks_lost)} lost), {counted(activity.api_calls, 'API call')}."
     )
 
 
@@ -185,10 +186,10 @@ def _overage(report: Report) -> Iterator[str]:
     yield ""
     rows = [
         ["on this day", "", usd(report.facts.activity.overage_usd)],
-        ["open periods so far", f"{number(part.open_customers)} customers", usd(part.open_usd)],
+        ["open periods so far", counted(part.open_customers, "customer"), usd(part.open_usd)],
         [
             f"periods ended in {part.month}",
-            f"{number(part.billed.periods)} periods",
+            counted(part.billed.periods, "period"),
             usd(part.billed.usd),
         ],
     ]
@@ -208,7 +209,7 @@ def _at_risk(report: Report) -> Iterator[str]:
         yield ""
         return
     yield (
-        f"{number(len(report.at_risk))} paying customers use less than 10 % of their quota, "
+        f"{counted(len(report.at_risk), 'paying customer')} below 10 % of the quota, "
         "pro rata of the elapsed period."
     )
     yield ""
@@ -247,8 +248,8 @@ def _candidates(report: Report) -> Iterator[str]:
         yield ""
         return
     yield (
-        f"{number(len(report.candidates))} customers are at 80 % of their quota, or will be "
-        "before their period ends."
+        f"{counted(len(report.candidates), 'customer')} at 80 % of the quota, or there "
+        "before the period ends."
     )
     yield ""
     headings = [
@@ -300,10 +301,9 @@ def _books(report: Report) -> str:
     if last.outcome != "succeeded":
         return f"the reconciliation of {last.finished_at} **{last.outcome}**."
     if last.differences:
-        return (
-            f"**{number(last.differences)} differences** found at {last.finished_at}, see findings."
-        )
-    checked = f"{number(last.organizations)} organizations, {last.finished_at}"
+        found = counted(last.differences, "difference")
+        return f"**{found}** at {last.finished_at}, see findings."
+    checked = f"{counted(last.organizations, 'organization')}, {last.finished_at}"
     return f"ledger, counters and tasks agree ({checked})."
 
 

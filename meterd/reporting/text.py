@@ -101,6 +101,11 @@ def signed_usd(amount: Decimal) -> str:
     return f"+{usd(amount)}" if amount > 0 else usd(amount)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return how many of something: `1 customer`, `2,000 customers`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def number(value: int | None) -> str:
     """Return a whole number with separators, `-` when there is none."""
     return "-" if value is None else f"{value:,}"

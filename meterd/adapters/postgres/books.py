@@ -19,6 +19,7 @@ import attrs
 from meterd.adapters.postgres import records
 from meterd.adapters.postgres.pool import Connection, PostgresPools
 from meterd.adapters.postgres.statements import statements
+from meterd.core.books import as_json
 from meterd.core.outlook import Allowance
 from meterd.core.plan import Tier
 from meterd.core.priced import read_priced
@@ -178,7 +179,7 @@ class PostgresBooks:
         [record] = found
         return StoredReport(
             day=record["day"].isoformat(),
-            content_json=record["content"],
+            content_json=as_json(json.loads(record["content"])),
             markdown=record["markdown"],
         )
 

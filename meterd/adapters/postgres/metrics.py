@@ -53,10 +53,11 @@ class PostgresMetrics:
         Source: queries/books.sql. Killed in the middle, the next call does the rest.
         """
         position = await self._one("position")
-        until = _date(until_ms)
         first = position["first_record"]
         known = position["aggregated_until"]
-        start = until - AGAIN if known is None else min(known, until) + timedelta(days=1) - AGAIN
+        # Never less far than before: what arrived meanwhile is looked for up to there only once.
+        until = max(_date(until_ms), known or date.min)
+        start = until - AGAIN if known is None else known + timedelta(days=1) - AGAIN
         if known is None and first is not None:
             start = min(until, _date(from_datetime(first)))
         days = 0

@@ -55,13 +55,14 @@ WHERE ($1::text IS NULL OR organization_id = $1)
 
 -- name: tasks
 -- A task's rows are its recorded time; an ended task has nothing left to record, so that rows and
--- unbilled time together are the time it was accepted for.
+-- unbilled time together are the time it was accepted for. Tasks that retention has dropped are not
+-- missed.
 SELECT
     coalesce(t.organization_id, r.organization_id) AS organization_id,
     'task ' || coalesce(t.task_id, r.task_id) AS subject, c.what, c.expected, c.found
 FROM (SELECT * FROM tasks WHERE $1::text IS NULL OR organization_id = $1) t
 FULL JOIN (
-    SELECT organization_id, task_id, sum(quantity_ms) AS row_ms
+    SELECT organization_id, task_id, sum(quantity_ms) AS row_ms, max("timestamp") AS last_at
     FROM usage_records
     WHERE task_id IS NOT NULL AND source = 'task' AND ($1::text IS NULL OR organization_id = $1)
     GROUP BY organization_id, task_id
@@ -77,6 +78,9 @@ CROSS JOIN LATERAL (VALUES
     )
 ) AS c (what, expected, found)
 WHERE c.expected IS DISTINCT FROM c.found
+    AND (t.task_id IS NOT NULL OR r.last_at >= coalesce(
+        (SELECT dropped_before FROM retention_marks WHERE name = 'tasks'), '-infinity'
+    ))
 
 -- name: chain
 -- Each row starts where the one before it ended. Facts are ordered by seq; inside a fact time is
