@@ -20,10 +20,12 @@ import structlog
 import trio
 from typed_settings import Secret
 
+from meterd import telemetry
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
 from meterd.actors.ledger import FlushPolicy, Ledger
 from meterd.actors.organizations import ActorPolicy, Decide, Organizations
+from meterd.actors.pulse import Pulse
 from meterd.actors.stripe import StripeActor
 from meterd.actors.supervisor import Service
 from meterd.adapters.asyncio_thread import AsyncioThread, open_asyncio_thread
@@ -148,6 +150,7 @@ async def run_meterd(
         )
         books = books_of(config, pools, organizations, catalogue)
         scheduler = scheduler_of(config, pools, books, ids=ids, jitter=_jitter(chance))
+        pulse = Pulse()
         services = [
             Service("ledger", ledger.run, clock=clock),
             Service("activation", organizations.activation.run, clock=clock),
@@ -157,6 +160,7 @@ async def run_meterd(
             Service("owner", owner.keep, clock=clock),
             Service("stripe", follower.run, clock=clock),
             Service("scheduler", scheduler.run, clock=clock),
+            Service("pulse", pulse.run, clock=clock),
         ]
         readiness = Readiness(organizations, services, clock=clock)
         inspector = Inspector(organizations, services)
@@ -173,6 +177,12 @@ async def run_meterd(
             stripe_actor=follower,
             books=books,
             scheduler=scheduler,
+        )
+        telemetry.measure_organizations(web.metrics, organizations)
+        telemetry.measure_ledger(web.metrics, organizations)
+        telemetry.measure_store(web.metrics, pools, owner)
+        telemetry.measure_process(
+            web.metrics, services=services, readiness=readiness, pulse=pulse, clock=clock
         )
         async with trio.open_nursery() as actors:
             for service in services:
@@ -193,6 +203,7 @@ async def _serve(config: Config, web: WebServices, task_status: trio.TaskStatus[
         stream_gate=wired.stream_gate,
         trusted_proxies=TrustedProxies(map(str, config.trusted_proxies)),
     )
+    telemetry.measure_door(web.metrics, door)
     stopping = trio.Event()
     listeners = await _listen(config)
     url = _url_of(listeners)

@@ -28,6 +28,7 @@ from meterd.core.organization import Facts
 from meterd.core.supervision import backoff_ms
 from meterd.core.units import SECOND_MS
 from meterd.errors import PortalClosedError, StoreRejectedError, StoreUnavailableError
+from meterd.observe.counting import SIZES, Histogram
 from meterd.ports import Clock, DeadLetter, Ids, LedgerStore
 
 
@@ -108,6 +109,15 @@ class Ledger:
         self.unflushed_peak = 0
         self.flushes = 0
         self.flush_failures = 0
+        self.rejected = 0
+        """Facts that were given up because the store refused them."""
+        self.ack_latency = Histogram()
+        self.flush_duration = Histogram()
+        self.flush_size = Histogram(SIZES)
+        self._oldest_s: float | None = None
+        """When the first fact since the last round was accepted; Trio's clock."""
+        self._round_oldest_s: float | None = None
+        """The same for the facts of the round under way."""
         self.failing_since_ms: int | None = None
         self.last_error: str | None = None
 
@@ -127,6 +137,8 @@ class Ledger:
         self._last_seqs[organization_id] = facts.seq
         self.unflushed += 1
         self.unflushed_peak = max(self.unflushed_peak, self.unflushed)
+        if self._oldest_s is None:
+            self._oldest_s = trio.current_time()
         self._kick.set()
 
     def pending(self, organization_id: str) -> Sequence[Facts]:
@@ -164,6 +176,17 @@ class Ledger:
         """Write a dead letter with the next flush."""
         self._letters.append(letter)
         self._kick.set()
+
+    @property
+    def fill(self) -> float:
+        """Return which share of the journal is in use."""
+        return self.unflushed / self._policy.journal_max
+
+    @property
+    def oldest_age_s(self) -> float:
+        """Return for how many seconds the oldest fact has waited; 0 when none waits."""
+        since = [at for at in (self._round_oldest_s, self._oldest_s) if at is not None]
+        return trio.current_time() - min(since) if since and self.unflushed else 0.0
 
     def backlog(self) -> Iterator[tuple[str, int]]:
         """Yield each organization with waiting facts and how many."""
@@ -214,9 +237,13 @@ class Ledger:
     async def _flush_round(self) -> None:
         """Write everything that waits now, a transaction of bounded size at a time."""
         self._kick = trio.Event()
+        if self._round_oldest_s is None:  # else a failed round is taken up again
+            self._round_oldest_s = self._oldest_s
+        self._oldest_s = None
         try:
             for shares in self._groups():
                 await self._flush(shares)
+            self._round_oldest_s = None
             await self._bury_letters()
         finally:
             if self._journal or self._letters:
@@ -286,14 +313,25 @@ class Ledger:
         return _Share(organization_id, tuple(islice(queue, count)))
 
     async def _flush(self, shares: Sequence[_Share]) -> None:
+        started_s = trio.current_time()
         try:
             await self._store.flush([share.batch() for share in shares])
         except StoreRejectedError as error:
             await self._flush_around(shares, error)
         else:
-            self.flushes += 1
+            self._measure(shares, started_s)
             for share in shares:
                 self._settle(share)
+
+    def _measure(self, shares: Sequence[_Share], started_s: float) -> None:
+        """Count a committed transaction."""
+        now_s = trio.current_time()
+        facts = sum(len(share.facts) for share in shares)
+        oldest_s = started_s if self._round_oldest_s is None else self._round_oldest_s
+        self.flushes += 1
+        self.flush_duration.observe(now_s - started_s)
+        self.flush_size.observe(facts)
+        self.ack_latency.observe(now_s - oldest_s, facts)
 
     async def _flush_around(self, shares: Sequence[_Share], error: StoreRejectedError) -> None:
         """Halve a rejected group until the poison fact is alone; everything else commits."""
@@ -332,6 +370,7 @@ class Ledger:
         """Give up an organization's facts from the poison one on: totals build on each other."""
         queue = self._journal.pop(share.organization_id)
         self.unflushed -= len(queue)
+        self.rejected += len(queue)
         poison, last_seq = queue[0], queue[-1].seq
         self.last_error = str(error)
         log.error(

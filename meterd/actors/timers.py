@@ -14,6 +14,7 @@ from math import inf
 import trio
 
 from meterd.core.units import SECOND_MS
+from meterd.observe.counting import Histogram
 from meterd.ports import Clock
 
 
@@ -37,6 +38,7 @@ class Timers:
         self._scope: trio.CancelScope | None = None
         self.lateness_peak_ms = 0
         """How late the latest wake-up was: a busy loop shows here first."""
+        self.lateness = Histogram()
 
     def __len__(self) -> int:
         """Return the number of timers set, stale ones included."""
@@ -57,6 +59,7 @@ class Timers:
             while heap and heap[0][0] <= now_ms:
                 at_ms, organization_id = heapq.heappop(heap)
                 self.lateness_peak_ms = max(self.lateness_peak_ms, now_ms - at_ms)
+                self.lateness.observe((now_ms - at_ms) / SECOND_MS)
                 self._wake(organization_id, at_ms)
             delay_s = _nap_s((heap[0][0] - now_ms) / SECOND_MS) if heap else inf
             with trio.CancelScope(deadline=trio.current_time() + delay_s) as self._scope:

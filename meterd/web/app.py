@@ -11,11 +11,13 @@ from http import HTTPStatus
 from typing import Final
 
 import attrs
+import trio
 from quart import Response, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from meterd.errors import MeterdError
+from meterd.observe.metrics import HTTP_REQUESTS, HTTP_SECONDS
 from meterd.web.admin_actors import admin_actors
 from meterd.web.admin_books import admin_books
 from meterd.web.admin_organizations import admin_organizations
@@ -25,6 +27,7 @@ from meterd.web.events import events
 from meterd.web.front.hot import HotPath
 from meterd.web.health import health
 from meterd.web.hot import HotAnswers
+from meterd.web.metrics import metrics
 from meterd.web.problems import KINDS, error_reply, problem_reply
 from meterd.web.quota import quota
 from meterd.web.reply import COMMON_HEADERS, new_request_id
@@ -93,6 +96,7 @@ def make_application(services: WebServices) -> QuartTrio:
         admin_actors,
         admin_books,
         health,
+        metrics,
         admin_stripe,
         stripe_webhook,
         usage,
@@ -100,13 +104,22 @@ def make_application(services: WebServices) -> QuartTrio:
     ):
         app.register_blueprint(blueprint)
 
+    answered = services.metrics.tally(HTTP_REQUESTS)
+    durations = services.metrics.histograms(HTTP_SECONDS)
+
     # Every hook is async: Quart runs plain functions in threads.
     @app.before_request
     async def name_request() -> None:
         g.request_id = new_request_id(services.ids)
+        g.started_s = trio.current_time()
 
     @app.after_request
     async def add_headers(answer: Response) -> Response:
+        # The rule, never the path: what strangers ask for must not make labels.
+        route = request.url_rule.rule if request.url_rule is not None else "none"
+        method = request.method if route != "none" else "any"
+        answered[method, route, str(answer.status_code)] += 1
+        durations[route,].observe(trio.current_time() - g.started_s)
         for name, value in (*COMMON_HEADERS, ("x-request-id", request_id())):
             answer.headers[name] = value
         if answer.status_code == HTTPStatus.NO_CONTENT or request.method == "OPTIONS":

@@ -16,6 +16,7 @@ from meterd.actors.keyring import Principal
 from meterd.core.task import ELAPSED_MS_MAX
 from meterd.core.units import SECOND_MS, to_datetime
 from meterd.errors import MeterdError
+from meterd.observe.metrics import HTTP_REQUESTS
 from meterd.ports import Clock
 from meterd.web.auth import authenticated, has_scope, organization_of, principal_nowait
 from meterd.web.front.hot import HotAnswer, HotRequest, HotRoute
@@ -32,6 +33,10 @@ _HEARTBEAT: Final = re.compile(
     rb"[ \t\r\n]*\}[ \t\r\n]*"
 )
 
+_CHECK: Final = ("GET", "/v1/quota/check")
+_BEAT: Final = ("POST", "/v1/tasks/<path:task_id>/heartbeat")
+"""The routes as the application calls them."""
+
 
 class HotAnswers:
     """Answers the front door's hot requests; a `HotPath`."""
@@ -39,6 +44,7 @@ class HotAnswers:
     def __init__(self, services: WebServices) -> None:
         self._services = services
         self._date = _date_of(services.clock)
+        self._answered = services.metrics.tally(HTTP_REQUESTS)
 
     def __call__(self, request: HotRequest) -> HotAnswer | Awaitable[HotAnswer]:
         """Return the response, something to await for it, or None for the application's."""
@@ -59,7 +65,7 @@ class HotAnswers:
         if view is None:
             return None
         request_id = new_request_id(services.ids)
-        return self._wire(check_reply(services, view, request_id), request_id)
+        return self._wire(_CHECK, check_reply(services, view, request_id), request_id)
 
     async def _check(self, request: HotRequest) -> bytes:
         request_id = new_request_id(self._services.ids)
@@ -69,7 +75,7 @@ class HotAnswers:
             reply = check_reply(self._services, view, request_id)
         except MeterdError as error:
             reply = error_reply(error, request_id)
-        return self._wire(reply, request_id)
+        return self._wire(_CHECK, reply, request_id)
 
     async def _heartbeat(self, request: HotRequest, elapsed_ms: int) -> bytes:
         assert request.task_id is not None, request.route
@@ -81,13 +87,14 @@ class HotAnswers:
             )
         except MeterdError as error:
             reply = error_reply(error, request_id)
-        return self._wire(reply, request_id)
+        return self._wire(_BEAT, reply, request_id)
 
     async def _principal(self, request: HotRequest) -> Principal:
         values = () if request.authorization is None else (request.authorization,)
         return await authenticated(self._services.keyring, values)
 
-    def _wire(self, reply: Reply, request_id: str) -> bytes:
+    def _wire(self, route: tuple[str, str], reply: Reply, request_id: str) -> bytes:
+        self._answered[(*route, str(reply.status))] += 1
         headers = (
             *reply.headers,
             *COMMON_HEADERS,

@@ -19,6 +19,7 @@ from meterd.config import Config
 from meterd.core.period import Period
 from meterd.core.plan import Terms
 from meterd.core.task import Task
+from meterd.observe.metrics import Metrics
 from meterd.ports import Clock, Directory, Ids, StripeStore, UsageBooks
 from meterd.web.readiness import Readiness
 
@@ -53,3 +54,5 @@ class WebServices:
     books: Books | None = None
     """Reports, reconciliation and findings; `None`: this process keeps no books."""
     scheduler: Scheduler | None = None
+    metrics: Metrics = attrs.Factory(Metrics)
+    """What `/metrics` shows; the composition root puts readers in."""
