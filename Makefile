@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK_WITH := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-annotate
 
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test lint bench simulate lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -31,6 +31,9 @@ lint: $(DEV_STAMP) ## ruff, mypy and import-linter
 
 bench: $(DEV_STAMP) ## measure the hot paths on this machine
 	@$(BIN)/python -m pytest tests/bench --timeout 900 -s $(ARGS)
+
+simulate: $(DEV_STAMP) ## break a simulated world in every way (SEEDS=0-999, or 17 to see one again)
+	@$(BIN)/python -m tests.simulation.run "$(SEEDS)"
 
 lock: ## pin again what pyproject.toml asks for (needs uv; UPGRADE=--upgrade for newer versions)
 	@command -v uv >/dev/null || { echo "make lock needs uv: python3 -m pip install uv" >&2; exit 1; }

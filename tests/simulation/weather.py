@@ -1,0 +1,114 @@
+"""What one world is like: its troubles and its settings, all drawn from the seed, zero included."""
+
+from __future__ import annotations
+
+import attrs
+
+from meterd.core.units import MINUTE_MS, SECOND_MS
+from tests.simulation.determinism import Chance
+
+
+MONTH_END_MS = 1_772_323_200_000
+"""2026-03-01T00:00:00Z: most worlds live through this midnight."""
+
+
+@attrs.frozen(kw_only=True)
+class Weather:
+    """Probabilities are per call, frame or look; times are what their names say."""
+
+    begins_at_ms: int
+    storm_s: float
+    """How long the safety phase lasts."""
+    organizations: int
+    clients: int
+    # The store.
+    store_latency_s: float
+    refused: float
+    """The call fails and did nothing."""
+    lost_reply: float
+    """The call fails and had taken effect."""
+    stalled: float
+    """The call hangs for longer than anybody waits, then fails either way."""
+    poisoned: float
+    """Of tasks: whose facts the store rejects for a while."""
+    # The network.
+    frame_latency_s: float
+    frame_lost: float
+    frame_late: float
+    frame_doubled: float
+    cut_every_s: float
+    """Mean life of a connection; 0: for ever."""
+    # meterd.
+    crash_every_s: float
+    down_s: float
+    takeover: float
+    """Of crashes: another instance takes over while the old one still runs."""
+    bug: float
+    """Of starts: the actor raises."""
+    wall_steps: bool
+    orders_every_s: float
+    # Settings.
+    task_timeout_ms: int
+    record_interval_ms: int
+    flush_interval_ms: int
+    rows_max: int
+    journal_max: int
+    mailbox_max: int
+    passivate_after_ms: int
+    ack_timeout_ms: int
+
+    @classmethod
+    def drawn(cls, seed: int) -> Weather:
+        """Return the weather of a seed."""
+        chance = Chance(seed, "weather")
+        return cls(
+            begins_at_ms=MONTH_END_MS
+            - (chance.whole(0, 8 * MINUTE_MS) if chance.happens(0.7) else 9 * 24 * 60 * MINUTE_MS),
+            storm_s=chance.between(60, 240),
+            organizations=chance.pick(1, 1, 2, 3),
+            clients=chance.whole(2, 6),
+            store_latency_s=chance.pick(0.0, 0.002, 0.02, 0.2),
+            refused=chance.sometimes(0.3),
+            lost_reply=chance.sometimes(0.3),
+            stalled=chance.sometimes(0.05),
+            poisoned=chance.sometimes(0.1),
+            frame_latency_s=chance.pick(0.001, 0.02, 0.2),
+            frame_lost=chance.sometimes(0.1),
+            frame_late=chance.sometimes(0.1),
+            frame_doubled=chance.sometimes(0.1),
+            cut_every_s=chance.pick(0.0, 30.0, 120.0),
+            crash_every_s=chance.pick(0.0, 20.0, 60.0, 150.0),
+            down_s=chance.pick(0.1, 2.0, 20.0),
+            takeover=chance.sometimes(0.5),
+            bug=chance.sometimes(0.15),
+            wall_steps=chance.happens(0.4),
+            orders_every_s=chance.pick(0.0, 5.0, 20.0),
+            task_timeout_ms=chance.pick(6, 15, 30) * SECOND_MS,
+            record_interval_ms=chance.pick(10, 45, 120) * SECOND_MS,
+            flush_interval_ms=chance.pick(5, 20, 300),
+            rows_max=chance.pick(2, 10, 500),
+            journal_max=chance.pick(8, 60, 100_000),
+            mailbox_max=chance.pick(3, 1_000),
+            passivate_after_ms=chance.pick(2_000, 20_000, 600_000),
+            ack_timeout_ms=chance.pick(1_000, 5_000),
+        )
+
+    def calm(self) -> Weather:
+        """Return the weather after the storm: the same place, and nothing goes wrong."""
+        return attrs.evolve(
+            self,
+            store_latency_s=0.002,
+            refused=0.0,
+            lost_reply=0.0,
+            stalled=0.0,
+            poisoned=0.0,
+            frame_latency_s=0.01,
+            frame_lost=0.0,
+            frame_late=0.0,
+            frame_doubled=0.0,
+            cut_every_s=0.0,
+            crash_every_s=0.0,
+            bug=0.0,
+            orders_every_s=0.0,
+            wall_steps=False,
+        )

@@ -1,0 +1,425 @@
+"""The world: a database, meterd processes on it, clients, a network, an operator and bad luck.
+
+Safety phase: everything the weather allows goes wrong while people work. Liveness phase: nothing
+goes wrong any more, and within minutes all must be quiet, exact and still enforced.
+One seed decides everything; `trace` is a hash of all that was said and stored, in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import msgspec
+import structlog
+import trio
+
+from meterd.adapters.memory.store import Database, MemoryStore
+from meterd.core.commands import Command, Decision, StartTask
+from meterd.core.decide import decide
+from meterd.core.organization import OrganizationState
+from meterd.core.plan import Contract, Tier
+from tests.make import FixedClock, make_new, make_terms
+from tests.organizations import make_period
+from tests.simulation.auditor import Auditor, expect, limits
+from tests.simulation.clients import HonestClient, Liar
+from tests.simulation.determinism import Chance, seeded_run
+from tests.simulation.meterd_process import MeterdProcess
+from tests.simulation.network import Client, Network, Server
+from tests.simulation.operator import Operator
+from tests.simulation.weather import Weather
+
+
+QUIET_S = 900
+"""Simulated seconds after the storm within which everything must be settled."""
+
+STOP_S = 0.5
+"""Longest way of a `stop` in calm weather, with room for the clients' own timers."""
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """What a world was like."""
+
+    seed: int
+    trace: str
+    simulated_s: float
+    frames: int
+    flushes: int
+    crashes: int
+    acknowledged: int
+    tasks: int
+
+
+class World:
+    """Everything of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.weather = Weather.drawn(seed)
+        self.database = Database()
+        self.auditor = Auditor(self.database)
+        self.auditor.is_punctual = not (self.weather.frame_late or self.weather.wall_steps)
+        self.chance = Chance(seed, "world")
+        self.network = Network(Chance(seed, "network"), lambda: self.weather, self)
+        self.processes: list[MeterdProcess] = []
+        self.clients: list[HonestClient] = []
+        self.flushes = 0
+        self.crashes = 0
+        self._wall_offset_ms = 0
+        self._wall_back_ms = 0
+        self._calls_to_crash: int | None = None
+        self._hash = hashlib.sha256()
+        self._spent = trio.Event()
+        self._tasks = 0
+        self._poison = Chance(seed, "poison")
+
+    @property
+    def organization_ids(self) -> list[str]:
+        """Return everybody's name."""
+        return sorted(self.database.organizations)
+
+    def wall_ms(self) -> int:
+        """Return what the system clock of meterd's machine shows."""
+        return self.true_ms() + self._wall_offset_ms
+
+    def true_ms(self) -> int:
+        """Return the time it really is."""
+        return self.weather.begins_at_ms + int(trio.current_time() * 1_000)
+
+    def note(self, *facts: object) -> None:
+        """Write into the trace."""
+        self._hash.update(repr((round(trio.current_time(), 6), *facts)).encode())
+
+    # --- the run ---------------------------------------------------------------------------------
+
+    async def live(self) -> Report:
+        """Live through the storm and the calm; raises Violation when a promise was broken."""
+        await self._create()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.network.run)
+            nursery.start_soon(self._keep_meterd_running, nursery)
+            nursery.start_soon(self._compare)
+            async with trio.open_nursery() as storm:
+                for number in range(self.weather.clients):
+                    storm.start_soon(self._customer, nursery, storm, number)
+                storm.start_soon(self._misfortune)
+                storm.start_soon(self._look_at_the_clock)
+                operator = Operator(self, Chance(self.seed, "operator"))
+                storm.start_soon(operator.run)
+                await trio.sleep(self.weather.storm_s)
+                self.weather = self.weather.calm()
+                self._calls_to_crash = None
+                storm.cancel_scope.cancel()
+            await self._become_quiet()
+            await self._exhaust(nursery)
+            nursery.cancel_scope.cancel()
+        runs = [run for client in self.clients for run in client.runs.values()]
+        self.auditor.conclude(runs, lost_ms=self._wall_back_ms)
+        return Report(
+            seed=self.seed,
+            trace=self._hash.hexdigest(),
+            simulated_s=trio.current_time(),
+            frames=self.network.delivered,
+            flushes=self.flushes,
+            crashes=self.crashes,
+            acknowledged=self.auditor.acknowledged,
+            tasks=len(runs),
+        )
+
+    async def _create(self) -> None:
+        clock = FixedClock(self.true_ms())
+        store = MemoryStore(self.database, epoch=0, clock=clock)
+        for number in range(self.weather.organizations):
+            contract = Contract(
+                agents=self.chance.pick(1, 2, 3), agent_minutes=self.chance.pick(1, 3, 10, 100)
+            )
+            plan = self.chance.pick(Tier.FREE, Tier.STARTER, Tier.PRO, Tier.ENTERPRISE)
+            new = make_new(
+                f"org_{number}",
+                terms=make_terms(plan, contract),
+                period=make_period(at_ms=self.true_ms()),
+            )
+            await store.create_organization(new)
+
+    # --- customers -------------------------------------------------------------------------------
+
+    async def _customer(self, forever: trio.Nursery, storm: trio.Nursery, number: int) -> None:
+        """Keep a client process alive through the storm; now and then it dies and comes again."""
+        chance = Chance(self.seed, f"customer {number}")
+        organization_id = chance.pick(*self.organization_ids)
+        if chance.happens(0.2):
+            liar = Liar(
+                organization_id,
+                network=self.network,
+                find_server=self.find_server,
+                chance=chance,
+            )
+            storm.start_soon(liar.run)
+            return
+        dies_every_s = chance.pick(0.0, 0.0, 60.0)
+        while True:
+            client = self.new_client(forever, organization_id, chance)
+            with trio.move_on_after(chance.soon(dies_every_s) if dies_every_s else 10_000):
+                await self._work(forever, client, chance)
+            client.die()
+
+    def new_client(
+        self, forever: trio.Nursery, organization_id: str, chance: Chance
+    ) -> HonestClient:
+        """Start a client process."""
+        client = HonestClient(
+            organization_id, network=self.network, find_server=self.find_server, chance=chance
+        )
+        self.clients.append(client)
+        forever.start_soon(client.run)
+        return client
+
+    async def _work(self, forever: trio.Nursery, client: HonestClient, chance: Chance) -> None:
+        """Start tasks, one after the other or many at once, and lose the network for a while."""
+        offline_every = chance.sometimes(0.1)
+        while True:
+            await trio.sleep(chance.soon(4.0))
+            if client.session.task_count < 4:
+                for _ in range(chance.pick(1, 1, 2, 5)):
+                    self.start_task(forever, client, chance)
+            if chance.happens(offline_every):
+                client.go_offline(chance.between(1, 60))
+
+    def start_task(
+        self,
+        forever: trio.Nursery,
+        client: HonestClient,
+        chance: Chance,
+        *,
+        lasts_s: float | None = None,
+        agent_id: str | None = None,
+    ) -> str:
+        """Let a client run one task of some agent."""
+        self._tasks += 1
+        task_id = f"task_{self._tasks}"
+        agent = agent_id or f"agent_{chance.whole(1, 3)}"
+        lasts = chance.pick(0.5, 5.0, 20.0, chance.soon(60.0)) if lasts_s is None else lasts_s
+        obeys = lasts_s is not None or chance.happens(0.8)
+        outcome = chance.pick("succeeded", "failed")
+        if self._poison.happens(self.weather.poisoned):
+            for process in self.processes:
+                process.store.poison[task_id] = self._poison.whole(1, 3)
+
+        async def work() -> None:
+            run = await client.work(task_id, agent, lasts_s=lasts, obeys=obeys, outcome=outcome)
+            self.note("ran", task_id, run.ran_ms, run.outcome)
+
+        forever.start_soon(work)
+        return task_id
+
+    # --- meterd ----------------------------------------------------------------------------------
+
+    def find_server(self) -> Server | None:
+        """Return a process that a client reaches now: usually the newest."""
+        alive = [process for process in self.processes if not process.is_dead]
+        if not alive:
+            return None
+        return alive[0] if self.chance.happens(0.3) else alive[-1]
+
+    @property
+    def current(self) -> MeterdProcess | None:
+        """Return the process that owns the database and serves."""
+        for process in reversed(self.processes):
+            if process.epoch == self.database.epoch and process.is_accepting:
+                return process
+        return None
+
+    async def _keep_meterd_running(self, nursery: trio.Nursery) -> None:
+        """Be the machine's own supervisor: what died is started again."""
+        while True:
+            process = MeterdProcess(
+                self.database,
+                chance=Chance(self.seed, f"process {self.database.epoch}"),
+                wall_ms=self.wall_ms,
+                weather=lambda: self.weather,
+                witness=self,
+                decide=self._decide,
+            )
+            for older in self.processes:
+                process.store.poison.update(older.store.poison)
+            self.processes.append(process)
+            self.note("start", process.epoch)
+            await nursery.start(process.run)
+            self._spent = trio.Event()
+            with trio.CancelScope() as waiting:
+                self._waiting = waiting
+                await process.ended.wait()
+            if not process.is_dead:
+                continue  # another instance takes over while this one lives on
+            self.note("dead", process.epoch)
+            self.crashes += 1
+            self.auditor.audit()
+            down_s = self.weather.down_s if self.weather.crash_every_s else 0.5
+            await trio.sleep(self.chance.between(0.05, down_s))
+
+    async def _misfortune(self) -> None:
+        """Kill, stop and take over, at instants and at points of the store's calls."""
+        chance = Chance(self.seed, "misfortune")
+        while self.weather.crash_every_s:
+            await trio.sleep(chance.soon(self.weather.crash_every_s))
+            process = self.current
+            if process is None:
+                continue
+            if chance.happens(self.weather.takeover):
+                self._waiting.cancel()
+                process.spawn(lambda process=process: self._end_later(process, chance))  # type: ignore[misc]
+            elif chance.happens(0.2):
+                await process.stop(5)
+            elif chance.happens(0.5):
+                self._calls_to_crash = chance.whole(1, 6)
+            else:
+                for _ in range(chance.whole(0, 6)):
+                    await trio.lowlevel.checkpoint()
+                process.die()
+
+    async def _end_later(self, process: MeterdProcess, chance: Chance) -> None:
+        """Let a deposed process linger, unless it notices first."""
+        await trio.sleep(chance.between(5, 60))
+        process.die()
+
+    def passing(self, point: str) -> None:
+        """See a store call pass a point; `Witness`."""
+        if self._calls_to_crash is None:
+            return
+        self._calls_to_crash -= 1
+        if self._calls_to_crash <= 0:
+            self._calls_to_crash = None
+            self.note("killed at", point)
+            process = self.current or self.processes[-1]
+            process.die()
+
+    def _decide(self, state: OrganizationState, command: Command, now_ms: int) -> Decision:
+        """Decide as ever; a bug of ours is simulated for some starts."""
+        if isinstance(command, StartTask) and self._poison.happens(self.weather.bug):
+            raise ZeroDivisionError("a simulated bug")
+        return decide(state, command, now_ms)
+
+    async def _look_at_the_clock(self) -> None:
+        """Step the system clock; small steps are slewed, large ones wait for a restart."""
+        chance = Chance(self.seed, "clock")
+        while self.weather.wall_steps:
+            await trio.sleep(chance.soon(60.0))
+            step_ms = chance.pick(-800, 800, 2_500, chance.whole(0, 30_000), 3_600_000)
+            self._wall_offset_ms += step_ms
+            self._wall_back_ms += max(0, -step_ms)
+            self.auditor.wall_ahead_ms = max(self.auditor.wall_ahead_ms, self._wall_offset_ms)
+            self.note("clock", step_ms)
+
+    # --- what is seen ----------------------------------------------------------------------------
+
+    def on_flush(self, epoch: int, batches: Sequence[Any]) -> None:
+        """See a commit; `Witness`."""
+        self.flushes += 1
+        self.note("flush", epoch, *((b.organization_id, b.seq, len(b.rows)) for b in batches))
+        self.auditor.wall_ms = self.true_ms()
+        self.auditor.on_flush(batches)
+
+    def client_says(self, client: Client, frame: str) -> None:
+        """Hear a client; `Overheard`."""
+        self.note("up", frame)
+        content = json.loads(frame)
+        for message in content if isinstance(content, list) else [content]:
+            self.auditor.client_says(client, message, self.true_ms())
+
+    def server_says(self, server: Server, client: Client, frame: bytes) -> None:
+        """Hear meterd; `Overheard`."""
+        self.note("down", server.epoch, frame)
+        content = msgspec.json.decode(frame)
+        for message in content if isinstance(content, list) else [content]:
+            self.auditor.server_says(server, client, message)
+
+    async def _compare(self) -> None:
+        """Compare live actors with the store whenever nothing waits between the two."""
+        while True:
+            await trio.sleep(1.7)
+            process = self.current
+            if process is None:
+                continue
+            timeout_ms = self.weather.task_timeout_ms
+            for cell in process.organizations.cells():
+                is_at_rest = cell.phase.value == "ready" and cell.mailbox is None
+                if is_at_rest and not process.ledger.waiting(cell.organization_id):
+                    self.auditor.compare_live(cell.state, process.clock.now_ms(), timeout_ms)
+
+    # --- the calm --------------------------------------------------------------------------------
+
+    async def _become_quiet(self) -> None:
+        """P6: everything is settled within minutes after the last fault."""
+        operator = Operator(self, Chance(self.seed, "calm"))
+        until_s = trio.current_time() + QUIET_S
+        while trio.current_time() < until_s:
+            await trio.sleep(5)
+            process = self.current
+            if process is None:
+                continue
+            operator.release_all(process)
+            alive = [client for client in self.clients if not client.is_dead]
+            if all(not client.session.task_count for client in alive) and self._is_at_rest(process):
+                return
+        waiting = {
+            client.organization_id: list(client.runs)[-3:]
+            for client in self.clients
+            if client.session.task_count
+        }
+        expect(False, "P6 everything becomes quiet", waiting, self.current)
+
+    def _is_at_rest(self, process: MeterdProcess) -> bool:
+        phases = {cell.phase.value for cell in process.organizations.cells()}
+        return process.ledger.unflushed == 0 and phases <= {"ready"}
+
+    async def _exhaust(self, forever: trio.Nursery) -> None:
+        """P4: a limit is passed by no more than a `stop` takes to arrive, and billed exactly."""
+        operator = Operator(self, Chance(self.seed, "exhaust"))
+        organization_id = self.organization_ids[0]
+        await trio.sleep(self.weather.task_timeout_ms / 1_000 + 2)  # dead clients' tasks are lost
+        await operator.make_room(organization_id)
+        record = self.database.organizations[organization_id]
+        chance = Chance(self.seed, "exhaust clients")
+        client = self.new_client(forever, organization_id, chance)
+        period = record.periods[max(record.periods)][1]
+        _, _, hard_ms, _, _ = limits(record.terms[max(record.terms)])
+        assert hard_ms is not None
+        if self.true_ms() + self._wall_offset_ms + 300_000 > period.end_ms:
+            return  # the month ends first
+        task_ids = [
+            self.start_task(forever, client, chance, lasts_s=600, agent_id=f"last_{number}")
+            for number in range(2)
+        ]
+        with trio.move_on_after(400):
+            await trio.sleep(1)
+            while client.session.task_count:  # noqa: ASYNC110  # a person looking on
+                await trio.sleep(1)
+        runs = [client.runs[task_id] for task_id in task_ids]
+        ran_ms = sum(run.ran_ms or 0 for run in runs)
+        after = record.periods[max(record.periods)][1]
+        facts = (organization_id, hard_ms, period.used_ms, after.used_ms, ran_ms)
+        billed_ms = sum(record.tasks[task_id].metered_ms for task_id in task_ids)
+        room_ms = hard_ms - period.used_ms
+        slack_ms = 2_000 * STOP_S  # two tasks
+        expect(all(run.stop is not None for run in runs), "P4 nobody was stopped", *facts)
+        expect(after.used_ms == period.used_ms + billed_ms, "P4 billed what ran", *facts)
+        expect(room_ms - slack_ms <= billed_ms <= room_ms, "P4 stopped too early", *facts)
+        expect(ran_ms - billed_ms <= slack_ms, "P4 stopped in time", *facts, billed_ms)
+
+
+def simulate(seed: int) -> Report:
+    """Live through one world. Errors: Violation, or whatever a bug of ours raises."""
+    before = structlog.get_config()
+    structlog.configure(processors=[_say_nothing])
+    try:
+        return seeded_run(seed, World(seed).live)
+    finally:
+        structlog.configure(**before)
+
+
+def _say_nothing(_logger: object, _name: str, _event: object) -> Any:
+    raise structlog.DropEvent
