@@ -522,7 +522,13 @@ class Organizations:
         state = cell.state
         assert state is not None, cell.organization_id
         terms = state.terms
-        limits = resolve(self.rules.catalogue, terms.plan, terms.contract, trialing=terms.trialing)
+        limits = resolve(
+            self.rules.catalogue,
+            terms.plan,
+            terms.contract,
+            trialing=terms.trialing,
+            overage_cap_usd=terms.limits.overage_cap_usd,
+        )
         first: Command = Tick()
         if limits != terms.limits:
             audited = Audited(actor="meterd", reason=CATALOGUE_CHANGED)

@@ -7,14 +7,15 @@ A command may be repeated: cumulative values and ids make the second time harmle
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 import attrs
 
 from meterd.core.event import EventKey, EventStatus, EventVoid, KnownEvent, UsageEvent
-from meterd.core.organization import Facts, Hold, Profile, QuotaState
+from meterd.core.notification import Notification
+from meterd.core.organization import DenialReason, Facts, Hold, Profile, QuotaState
 from meterd.core.period import Period
 from meterd.core.plan import UNSET, Contract, Terms, Tier, Unset
-from meterd.core.quota import DenialReason
 from meterd.core.subscription import Invoice, Subscription
 from meterd.core.task import Task, TaskInfo, TaskOutcome
 from meterd.core.usage import UsageRow
@@ -88,6 +89,17 @@ class ChangeOrganization:
     """End this hold; the other one, if any, stays."""
 
 
+@attrs.frozen(kw_only=True)
+class ChangeSettings:
+    """Change what the organization decides for itself; what is not given stays."""
+
+    audited: Audited
+    overage_cap_usd: Decimal | Unset | None = UNSET
+    """`None`: no cap."""
+    threshold_percents: tuple[int, ...] | None = None
+    """Distinct and rising."""
+
+
 @attrs.frozen
 class RecalledPeriod:
     """The store's answer about a period that is not in memory; `None`: it never existed."""
@@ -148,6 +160,7 @@ Command = (
     | Heartbeat
     | FinishTask
     | ChangeOrganization
+    | ChangeSettings
     | Adjust
     | FollowSubscription
     | RecordEvents
@@ -246,6 +259,13 @@ class ExceedsHardLimit:
 
 
 @attrs.frozen(kw_only=True)
+class ExceedsOverageCap:
+    """The debit would pass the customer's overage cap; nothing was booked."""
+
+    room_ms: int
+
+
+@attrs.frozen(kw_only=True)
 class PlanManagedByStripe:
     """A live subscription decides the plan: nothing was changed."""
 
@@ -309,6 +329,7 @@ Outcome = (
     | Adjusted
     | CreditExceedsUsage
     | ExceedsHardLimit
+    | ExceedsOverageCap
     | PeriodUnknown
     | PlanManagedByStripe
     | NeedsEvents
@@ -322,9 +343,10 @@ Outcome = (
 
 @attrs.frozen(kw_only=True)
 class QuotaChanged:
-    """The quota state is another than the one last announced."""
+    """The quota state, or why work must stop, is another than last announced."""
 
     state: QuotaState
+    stop: DenialReason | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -363,7 +385,22 @@ class ProfileChanged:
     profile: Profile
 
 
-Notice = QuotaChanged | ThresholdReached | StopTasks | TaskLost | TermsChanged | ProfileChanged
+@attrs.frozen(kw_only=True)
+class Notified:
+    """A notification was made; it becomes durable with the decision's facts."""
+
+    notification: Notification
+
+
+Notice = (
+    QuotaChanged
+    | ThresholdReached
+    | StopTasks
+    | TaskLost
+    | TermsChanged
+    | ProfileChanged
+    | Notified
+)
 
 
 @attrs.frozen(slots=False)  # made per heartbeat, see Task

@@ -21,12 +21,14 @@ from meterd.core.commands import (
     Audited,
     Beat,
     ChangeOrganization,
+    ChangeSettings,
     Command,
     CreditExceedsUsage,
     Decision,
     Denied,
     Done,
     ExceedsHardLimit,
+    ExceedsOverageCap,
     Finished,
     FinishTask,
     FollowSubscription,
@@ -52,11 +54,13 @@ from meterd.core.following import enact_terms, expire_payment_grace, follow, tur
 from meterd.core.heartbeat import decide_at_once
 from meterd.core.ids import fact_id
 from meterd.core.metering import Draft
-from meterd.core.organization import AuditEntry, OrganizationState, Profile, apply
+from meterd.core.notification import NotificationKind
+from meterd.core.organization import AuditEntry, DenialReason, OrganizationState, Profile, apply
 from meterd.core.period import Period
 from meterd.core.plan import UNSET, Terms, contract_fields, resolve
-from meterd.core.quota import DenialReason, denial, running_denial, slot_denial
+from meterd.core.quota import denial, overage_cap_line_ms, running_denial, slot_denial
 from meterd.core.recording import record_events, void_event
+from meterd.core.settings import change_settings
 from meterd.core.task import (
     LOST_AT_ZERO_MAX,
     LOST_AT_ZERO_WINDOW_MS,
@@ -71,6 +75,7 @@ from meterd.core.task import (
     is_same_start,
     plausible_elapsed_ms,
 )
+from meterd.core.units import rfc3339
 
 
 def decide(state: OrganizationState, command: Command, now_ms: int) -> Decision:
@@ -84,10 +89,8 @@ def decide(state: OrganizationState, command: Command, now_ms: int) -> Decision:
             return _finish(state, command, now_ms)
         case Tick():
             return _tick(state, now_ms)
-        case ChangeOrganization():
-            return _change(state, command, now_ms)
-        case Adjust():
-            return _adjust(state, command, now_ms)
+        case ChangeOrganization() | ChangeSettings() | Adjust():
+            return _administer(state, command, now_ms)
         case FollowSubscription():
             return follow(state, command, now_ms)
         case RecordEvents():
@@ -104,7 +107,7 @@ def commit(state: OrganizationState, decision: Decision) -> None:
         apply(state, decision.facts)
     for notice in decision.notices:
         if isinstance(notice, QuotaChanged):
-            state.announced = notice.state
+            state.announced, state.announced_stop = notice.state, notice.stop
 
 
 # --- time ---------------------------------------------------------------------------------------
@@ -129,6 +132,13 @@ def _lose_silent_tasks(draft: Draft) -> None:
         draft.record(task_id)
         draft.put(attrs.evolve(draft.task(task_id), state=TaskState.LOST, ended_at_ms=now_ms))
         draft.notices.append(TaskLost(task_id=task_id))
+        draft.notify(
+            NotificationKind.TASK_LOST,
+            task_id=task_id,
+            agent_id=task.info.agent_id,
+            elapsed_ms=task.elapsed_ms,
+            last_heartbeat_at=rfc3339(task.reported_at_ms),
+        )
     lost_at_zero = [task for task in draft.tasks.values() if _is_lost_at_zero(task)]
     if lost_at_zero:
         _report_lost_at_zero(draft, lost_at_zero)
@@ -321,6 +331,20 @@ def _finish(state: OrganizationState, command: FinishTask, now_ms: int) -> Decis
 # --- administration -----------------------------------------------------------------------------
 
 
+def _administer(
+    state: OrganizationState, command: ChangeOrganization | ChangeSettings | Adjust, now_ms: int
+) -> Decision:
+    match command:
+        case ChangeOrganization():
+            return _change(state, command, now_ms)
+        case ChangeSettings():
+            return change_settings(state, command, now_ms)
+        case Adjust():
+            return _adjust(state, command, now_ms)
+        case _:
+            assert_never(command)
+
+
 def _change(state: OrganizationState, command: ChangeOrganization, now_ms: int) -> Decision:
     is_managed = state.profile.cycle is not None
     if is_managed and command.plan not in (None, state.terms.plan):
@@ -328,6 +352,8 @@ def _change(state: OrganizationState, command: ChangeOrganization, now_ms: int) 
     draft = Draft(state, now_ms)
     terms = _changed_terms(state, command, now_ms)
     enact_terms(draft, terms)
+    if terms is not state.terms:
+        draft.notify(NotificationKind.SUBSCRIPTION_UPDATED, previous_plan=state.terms.plan.value)
     profile = _changed_profile(state.profile, command)
     if profile != state.profile:
         draft.profile = profile
@@ -350,7 +376,10 @@ def _changed_terms(state: OrganizationState, command: ChangeOrganization, now_ms
     plan = old.plan if command.plan is None else command.plan
     contract = old.contract if command.contract is None else command.contract
     trialing = old.trialing if command.trialing is None else command.trialing
-    limits = resolve(state.rules.catalogue, plan, contract, trialing=trialing)
+    cap_usd = old.limits.overage_cap_usd
+    limits = resolve(
+        state.rules.catalogue, plan, contract, trialing=trialing, overage_cap_usd=cap_usd
+    )
     asked = (plan, contract, trialing, limits)
     if asked == (old.plan, old.contract, old.trialing, old.limits):
         return old
@@ -396,6 +425,9 @@ def _adjust(state: OrganizationState, command: Adjust, now_ms: int) -> Decision:
     if not period.closed:
         draft.record_all()
         period = draft.period
+    cap_ms = overage_cap_line_ms(terms.limits, period)
+    if command.agent_ms > 0 and cap_ms is not None and used_ms + command.agent_ms > cap_ms:
+        return Decision(ExceedsOverageCap(room_ms=max(0, cap_ms - used_ms)))
     first = len(draft.rows)  # before it: rows of tasks, recorded under the total so far
     draft.adjust(period, terms, command.agent_ms, _json({"reason": command.audited.reason}))
     draft.audit = _audit_entry(

@@ -23,6 +23,7 @@ from meterd.core.commands import (
 from meterd.core.cycle import Cycle, period_end_ms
 from meterd.core.ids import fact_id
 from meterd.core.metering import Draft
+from meterd.core.notification import NotificationKind
 from meterd.core.organization import AuditEntry, Hold, OrganizationState, Profile
 from meterd.core.period import Period, label_for, next_month_start_ms
 from meterd.core.plan import Catalogue, Terms, resolve
@@ -61,6 +62,7 @@ def follow(state: OrganizationState, command: FollowSubscription, now_ms: int) -
             return Decision(Done())
     else:
         draft.notices.append(ProfileChanged(profile=draft.profile))
+    _notify(draft)
     draft.audit = _audit(draft, "subscription.follow", command.reason)
     return draft.conclude(Done())
 
@@ -153,7 +155,13 @@ def _followed_terms(draft: Draft, found: Standing) -> Terms:
     plan = old.plan if found.tier is None else found.tier
     is_told = found.subscription_id is not None or found.is_over
     trialing = found.trialing if is_told else old.trialing
-    limits = resolve(draft.state.rules.catalogue, plan, old.contract, trialing=trialing)
+    limits = resolve(
+        draft.state.rules.catalogue,
+        plan,
+        old.contract,
+        trialing=trialing,
+        overage_cap_usd=old.limits.overage_cap_usd,
+    )
     if (plan, trialing, limits) == (old.plan, old.trialing, old.limits):
         return old
     about = found.subscription_id or "no subscription"
@@ -213,6 +221,26 @@ def _report(draft: Draft, before: Profile) -> None:
     for alert in sorted(draft.profile.billing_alerts - before.billing_alerts):
         kind, _, about = alert.partition(":")
         draft.find(kind, json.dumps({"about": about, "source": FOLLOWER}))
+
+
+def _notify(draft: Draft) -> None:
+    """Tell the organization of a changed subscription, and of the first failed payment."""
+    state, profile = draft.state, draft.profile
+    if draft.terms is not state.terms or profile.cycle != state.profile.cycle:
+        draft.notify(
+            NotificationKind.SUBSCRIPTION_UPDATED,
+            previous_plan=state.terms.plan.value,
+            trialing=draft.terms.trialing,
+            subscription_id=profile.cycle and profile.cycle.subscription_id,
+        )
+    since_ms = profile.past_due_since_ms
+    if since_ms is not None and state.profile.past_due_since_ms is None:
+        ends_ms = since_ms + state.rules.payment_grace_ms
+        draft.notify(
+            NotificationKind.PAYMENT_FAILED,
+            past_due_since=rfc3339(since_ms),
+            suspended_from=rfc3339(ends_ms),
+        )
 
 
 def _audit(draft: Draft, action: str, reason: str) -> AuditEntry:

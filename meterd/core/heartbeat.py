@@ -10,7 +10,13 @@ from __future__ import annotations
 from meterd.core.commands import Beat, Decision
 from meterd.core.organization import Facts, OrganizationState, QuotaState
 from meterd.core.period import with_used_ms
-from meterd.core.quota import projected_ms, usage_state
+from meterd.core.quota import (
+    HARD_PERCENT,
+    limit_denial,
+    projected_ms,
+    stop_line_ms,
+    usage_state,
+)
 from meterd.core.task import PACE_WINDOW_MS, Task, plausible_elapsed_ms
 from meterd.core.units import DAY_MS
 
@@ -31,9 +37,13 @@ def decide_at_once(
     silent_ms = min(now_ms - task.burning_from_ms, state.rules.task_timeout_ms)
     projected = projected_ms(state, now_ms) + added_ms - silent_ms
     quota = usage_state(state.terms.limits, projected)
-    if quota is not state.announced or quota is QuotaState.EXCEEDED or state.profile.holds:
+    if quota is not state.announced or state.announced_stop is not None or state.profile.holds:
         return None
-    # The same quota state as announced: its thresholds were announced with it.
+    limits = state.terms.limits
+    if quota is not QuotaState.UNLIMITED and _is_threshold_due(state, projected):
+        return None
+    if limits.overage_cap_usd is not None and limit_denial(limits, period, projected) is not None:
+        return None
     seq = state.seq + 1
     moved = Task(
         task.info,
@@ -56,6 +66,17 @@ def decide_at_once(
     )
 
 
+def _is_threshold_due(state: OrganizationState, projected: int) -> bool:
+    """Tell whether a threshold is reached that was not told: they are told in rising order."""
+    limits, notified = state.terms.limits, state.period.notified_percents
+    for percent in state.profile.threshold_percents:
+        if percent not in notified:
+            if percent == HARD_PERCENT:
+                return False  # its quota state was never announced, or a stop was
+            return projected * 100 >= limits.included_ms * percent
+    return False
+
+
 def _is_row_due(state: OrganizationState, task: Task, added_ms: int, now_ms: int) -> bool:
     """Tell whether the report crosses a line, a day or a period, or completes the interval."""
     period, limits = state.period, state.terms.limits
@@ -70,5 +91,5 @@ def _is_row_due(state: OrganizationState, task: Task, added_ms: int, now_ms: int
     ):
         return True
     is_included = period.used_ms < limits.included_ms
-    line_ms = limits.included_ms if is_included else limits.hard_limit_ms
+    line_ms = limits.included_ms if is_included else stop_line_ms(limits, period)
     return line_ms is not None and period.used_ms + added_ms >= line_ms

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from meterd.core.event import BookedEvent, EventVoid
+from meterd.core.notification import Notification
 from meterd.core.organization import (
     AuditEntry,
     Facts,
@@ -45,6 +46,7 @@ class OrganizationBatch:
     profile: Profile | None
     audits: tuple[AuditEntry, ...]
     findings: tuple[Finding, ...]
+    notifications: tuple[Notification, ...] = ()
     events: tuple[BookedEvent, ...] = ()
     voids: tuple[EventVoid, ...] = ()
 
@@ -72,6 +74,7 @@ def coalesce(organization_id: str, facts: Sequence[Facts]) -> OrganizationBatch:
         profile=profile,
         audits=tuple(fact.audit for fact in facts if fact.audit is not None),
         findings=tuple(finding for fact in facts for finding in fact.findings),
+        notifications=tuple(told for fact in facts for told in fact.notifications),
         events=tuple(event for fact in facts for event in fact.events),
         voids=tuple(void for fact in facts for void in fact.voids),
     )

@@ -12,6 +12,7 @@ Rule 4: pending time always lies in the open period and in one UTC day.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import attrs
@@ -19,6 +20,7 @@ import attrs
 from meterd.core.commands import (
     Decision,
     Notice,
+    Notified,
     Outcome,
     QuotaChanged,
     StopTasks,
@@ -26,8 +28,10 @@ from meterd.core.commands import (
 )
 from meterd.core.event import BookedEvent, EventVoid
 from meterd.core.ids import fact_id
+from meterd.core.notification import Notification, NotificationKind
 from meterd.core.organization import (
     AuditEntry,
+    DenialReason,
     Facts,
     Finding,
     OrganizationState,
@@ -36,9 +40,17 @@ from meterd.core.organization import (
 )
 from meterd.core.period import Period
 from meterd.core.plan import Terms
-from meterd.core.quota import DenialReason, projected_ms, threshold_lines, usage_state
+from meterd.core.quota import (
+    FULL_PERCENT,
+    STOPPED_MARK,
+    limit_denial,
+    projected_ms,
+    stop_line_ms,
+    threshold_lines,
+    usage_state,
+)
 from meterd.core.task import Task, TaskState
-from meterd.core.units import DAY_MS, day_start_ms
+from meterd.core.units import DAY_MS, day_start_ms, rfc3339, whole_minutes
 from meterd.core.usage import Origin, Source, UsageRow, book_agent_time
 
 
@@ -51,6 +63,7 @@ class Draft:
         "events",
         "findings",
         "notices",
+        "notifications",
         "now_ms",
         "period",
         "profile",
@@ -78,6 +91,7 @@ class Draft:
         self.rows: list[UsageRow] = []
         self.notices: list[Notice] = []
         self.findings: list[Finding] = []
+        self.notifications: list[Notification] = []
         self.events: list[BookedEvent] = []
         self.voids: list[EventVoid] = []
         self.audit: AuditEntry | None = None
@@ -147,14 +161,13 @@ class Draft:
 
     def _bill(self, task_id: str, start_ms: int, end_ms: int) -> None:
         """Bill [start, end) of one day, recording everybody's time at the price lines."""
-        limits = self.terms.limits
-        lines_ms = [limits.included_ms]
-        if limits.hard_limit_ms is not None:
-            lines_ms.append(limits.hard_limit_ms)
+        included_ms = self.terms.limits.included_ms
+        stop_ms = stop_line_ms(self.terms.limits, self.period)
+        lines_ms = [included_ms] if stop_ms is None else sorted((included_ms, stop_ms))
         from_ms = start_ms
         while from_ms < end_ms:
             used_ms = self.period.used_ms
-            if limits.hard_limit_ms is not None and used_ms >= limits.hard_limit_ms:
+            if stop_ms is not None and used_ms >= stop_ms:
                 return
             step_ms = end_ms - from_ms
             crossed = False
@@ -174,11 +187,12 @@ class Draft:
     def _meter_closed(self, task_id: str, period: Period, start_ms: int, end_ms: int) -> None:
         """Book time into a period that has ended, at once and under that period's terms."""
         terms = self.state.terms_of(period)
+        stop_ms = stop_line_ms(terms.limits, period)
         from_ms = start_ms
         while from_ms < end_ms:
             until_ms = min(end_ms, day_start_ms(from_ms) + DAY_MS)
-            if terms.limits.hard_limit_ms is not None:
-                until_ms = min(until_ms, from_ms + terms.limits.hard_limit_ms - period.used_ms)
+            if stop_ms is not None:
+                until_ms = min(until_ms, from_ms + stop_ms - period.used_ms)
             if until_ms <= from_ms:
                 return
             if period.used_ms < terms.limits.included_ms:  # a row ends where its price does
@@ -248,8 +262,10 @@ class Draft:
 
     def _book(self, period: Period, terms: Terms, duration_ms: int, origin: Origin) -> Period:
         booked, rows = book_agent_time(period, terms, duration_ms, origin, ordinal=len(self.rows))
-        hard_ms = terms.limits.hard_limit_ms
+        hard_ms, cap_usd = terms.limits.hard_limit_ms, terms.limits.overage_cap_usd
         assert duration_ms <= 0 or hard_ms is None or booked.recorded_ms <= hard_ms, booked
+        if cap_usd is not None:
+            assert booked.overage_usd <= max(cap_usd, period.overage_usd), booked
         self.rows.extend(rows)
         return booked
 
@@ -294,6 +310,31 @@ class Draft:
             )
         )
 
+    def notify(self, kind: NotificationKind, **about: object) -> None:
+        """Tell the organization something, durably; what it concerns comes with its figures."""
+        limits, period, organization_id = self.terms.limits, self.period, self.state.organization_id
+        hard_ms = limits.hard_limit_ms
+        data = {
+            "organization_id": organization_id,
+            "plan": self.terms.plan.value,
+            "billing_period": period.label,
+            "period_end": rfc3339(period.end_ms),
+            "used_minutes": whole_minutes(period.used_ms),
+            "limit_minutes": limits.included_minutes,
+            "hard_limit_minutes": None if hard_ms is None else whole_minutes(hard_ms),
+            **about,
+        }
+        number = len(self.notifications)
+        notification = Notification(
+            id=fact_id("evt", self.now_ms, organization_id, self.seq, number),
+            at_ms=self.now_ms,
+            kind=kind,
+            data_json=json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False),
+            seq=self.seq,
+        )
+        self.notifications.append(notification)
+        self.notices.append(Notified(notification=notification))
+
     def conclude(self, outcome: Outcome) -> Decision:
         """Announce what the change means for the quota, and return the decision."""
         self._announce()
@@ -316,41 +357,53 @@ class Draft:
         """Return why running tasks must stop after this change, or None if they may go on."""
         if self.profile.holds:
             return DenialReason.SUSPENDED
-        hard_ms = self.terms.limits.hard_limit_ms
-        if hard_ms is not None and self.projected_ms() >= hard_ms:
-            return DenialReason.PLAN_LIMIT_REACHED
-        return None
+        return limit_denial(self.terms.limits, self.period, self.projected_ms())
 
     def _announce(self) -> None:
-        state, limits, projected = self.state, self.terms.limits, self.projected_ms()
-        quota = QuotaState.SUSPENDED if self.profile.holds else usage_state(limits, projected)
-        reached = frozenset(
-            percent for percent, line_ms in threshold_lines(limits) if projected >= line_ms
-        )
-        new = reached - self.period.notified_percents
-        if new:
-            notified = self.period.notified_percents | new
-            self.period = attrs.evolve(self.period, notified_percents=notified)
-            self.notices.extend(ThresholdReached(percent=percent) for percent in sorted(new))
-        if quota is state.announced:
+        projected = self.projected_ms()
+        limit = limit_denial(self.terms.limits, self.period, projected)
+        stop = DenialReason.SUSPENDED if self.profile.holds else limit
+        quota = usage_state(self.terms.limits, projected)
+        self._announce_thresholds(projected, quota, limit)
+        if self.profile.holds:
+            quota = QuotaState.SUSPENDED
+        if quota is self.state.announced and stop is self.state.announced_stop:
             return
-        self.notices.append(QuotaChanged(state=quota))
-        stop = {
-            QuotaState.EXCEEDED: DenialReason.PLAN_LIMIT_REACHED,
-            QuotaState.SUSPENDED: DenialReason.SUSPENDED,
-        }.get(quota)
+        self.notices.append(QuotaChanged(state=quota, stop=stop))
         if stop is not None:
             task_ids = tuple(task.info.task_id for task in self.running())
             self.notices.append(StopTasks(task_ids=task_ids, reason=stop))
 
+    def _announce_thresholds(
+        self, projected: int, quota: QuotaState, limit: DenialReason | None
+    ) -> None:
+        """Tell what is crossed for the first time in the period, and what is over again."""
+        chosen, known = self.profile.threshold_percents, self.period.notified_percents
+        new = self._reached(projected) - known
+        for percent in sorted(new.intersection(chosen)):
+            self.notices.append(ThresholdReached(percent=percent))
+            self.notify(NotificationKind.THRESHOLD_REACHED, percent=percent)
+        if FULL_PERCENT in new and quota is QuotaState.GRACE and limit is None:
+            self.notify(NotificationKind.GRACE_STARTED)
+        was_stopped = STOPPED_MARK in self.state.period.notified_percents
+        # A hold hides whether work could go on: what is over is told when the hold is, too.
+        is_stopped = limit is not None or (was_stopped and bool(self.profile.holds))
+        if limit is not None and not was_stopped:
+            self.notify(NotificationKind.LIMIT_REACHED, code=limit.value)
+        elif was_stopped and not is_stopped:
+            self.notify(NotificationKind.RECOVERED)
+        notified = (known | new) - {STOPPED_MARK} | ({STOPPED_MARK} if is_stopped else frozenset())
+        if notified != known:
+            self.period = attrs.evolve(self.period, notified_percents=notified)
+
+    def _reached(self, projected: int) -> frozenset[int]:
+        percents = {FULL_PERCENT, *self.profile.threshold_percents}
+        lines = threshold_lines(self.terms.limits, percents)
+        return frozenset(percent for percent, line_ms in lines if projected >= line_ms)
+
     def rearm(self) -> None:
         """Let thresholds that are no longer reached be announced again (new terms)."""
-        projected = self.projected_ms()
-        reached = {
-            percent
-            for percent, line_ms in threshold_lines(self.terms.limits)
-            if projected >= line_ms
-        }
+        reached = self._reached(self.projected_ms()) | {STOPPED_MARK}
         still = self.period.notified_percents & reached
         self.period = attrs.evolve(self.period, notified_percents=still)
 
@@ -362,7 +415,7 @@ class Draft:
         if self.profile is not self.state.profile:
             profile = self.profile
         changed = periods or self.tasks or self.terms_changed or profile or self.audit
-        if not (changed or self.findings):
+        if not (changed or self.findings or self.notifications):
             assert not self.rows, self.rows
             return None
         return Facts(
@@ -378,6 +431,7 @@ class Draft:
             profile=profile,
             audit=self.audit,
             findings=tuple(self.findings),
+            notifications=tuple(self.notifications),
             events=tuple(self.events),
             voids=tuple(self.voids),
         )

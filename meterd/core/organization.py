@@ -16,6 +16,7 @@ import attrs
 
 from meterd.core.cycle import Cycle
 from meterd.core.event import BookedEvent, EventKey, EventVoid, KnownEvent
+from meterd.core.notification import Notification
 from meterd.core.period import Period
 from meterd.core.plan import Catalogue, Terms
 from meterd.core.task import LOST_REPORTS_MS, Plausibility, Task, TaskState
@@ -25,6 +26,9 @@ from meterd.core.usage import UsageRow
 
 CLOSED_PERIODS_KEPT_MS = 36 * DAY_MS
 """Late reports reach back at most 31 days and events 35: older periods leave the memory."""
+
+THRESHOLD_PERCENTS_DEFAULT = (50, 75, 80, 90, 100, 110)
+"""Shares of the included minutes at which an organization is told, unless it chooses others."""
 
 FINISHED_KEPT_MS = MINUTE_MS
 """Longer than any look-up in the store takes: what leaves the memory is found there."""
@@ -39,6 +43,16 @@ class QuotaState(enum.Enum):
     EXCEEDED = "exceeded"
     UNLIMITED = "unlimited"
     SUSPENDED = "suspended"
+
+
+class DenialReason(enum.Enum):
+    """Why a task may not start, in the order in which the reasons are checked."""
+
+    SUSPENDED = "suspended"
+    PLAN_LIMIT_REACHED = "plan_limit_reached"
+    OVERAGE_CAP_REACHED = "overage_cap_reached"
+    AGENT_BUSY = "agent_busy"
+    AGENT_LIMIT_REACHED = "agent_limit_reached"
 
 
 class Hold(enum.Enum):
@@ -83,6 +97,8 @@ class Profile:
     """First failure of the oldest unpaid cycle invoice."""
     billing_alerts: frozenset[str] = frozenset()
     """What is doubtful about the subscriptions, each reported once."""
+    threshold_percents: tuple[int, ...] = THRESHOLD_PERCENTS_DEFAULT
+    """When the organization is told, rising; its own choice."""
 
     @property
     def hold(self) -> Hold | None:
@@ -130,6 +146,7 @@ class Facts:
     profile: Profile | None = None
     audit: AuditEntry | None = None
     findings: tuple[Finding, ...] = ()
+    notifications: tuple[Notification, ...] = ()
     events: tuple[BookedEvent, ...] = ()
     voids: tuple[EventVoid, ...] = ()
 
@@ -161,6 +178,8 @@ class OrganizationState:
     """The sum of `burning_from_ms` over running tasks: makes projected use O(1)."""
     announced: QuotaState | None = None
     """The quota state last pushed to listeners; None right after a start."""
+    announced_stop: DenialReason | None = None
+    """Why running tasks were last told to stop, as of the same push."""
     serving_since_ms: int
     """When this process took over: silence before it is nobody's fault."""
     seq: int = 0

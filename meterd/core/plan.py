@@ -54,6 +54,9 @@ GRACE_PERCENT_MAX = 1_000
 BASE_PRICE_USD_MAX = Decimal(10_000_000)
 """Monthly price a plan or contract may name."""
 
+OVERAGE_CAP_USD_MAX = Decimal(10_000_000)
+"""Overage a customer may allow per period."""
+
 
 @attrs.frozen(kw_only=True)
 class Plan:
@@ -116,6 +119,8 @@ class Limits:
     new_tasks_in_grace: bool
     api_call_usd: Decimal = ZERO
     websocket_minute_usd: Decimal = ZERO
+    overage_cap_usd: Decimal | None = None
+    """The customer's own bound on a period's overage; `None`: none, zero: no overage at all."""
     included_ms: int = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -154,9 +159,17 @@ def contract_fields(contract: Contract) -> dict[str, object]:
 
 
 def resolve(
-    catalogue: Catalogue, tier: Tier, contract: Contract, *, trialing: bool = False
+    catalogue: Catalogue,
+    tier: Tier,
+    contract: Contract,
+    *,
+    trialing: bool = False,
+    overage_cap_usd: Decimal | None = None,
 ) -> Limits:
-    """Return the limits of a plan under a contract; while trialing, grace is free like on Free."""
+    """Return the limits of a plan under a contract and the customer's own cap.
+
+    While trialing, grace is free like on Free.
+    """
     plan = catalogue.plans[tier]
     minutes = plan.agent_minutes if contract.agent_minutes is UNSET else contract.agent_minutes
     grace = plan.grace_percent if contract.grace_percent is UNSET else contract.grace_percent
@@ -174,4 +187,5 @@ def resolve(
         new_tasks_in_grace=plan.new_tasks_in_grace if in_grace is UNSET else in_grace,
         api_call_usd=catalogue.api_call_usd,
         websocket_minute_usd=catalogue.websocket_minute_usd,
+        overage_cap_usd=overage_cap_usd,
     )

@@ -10,15 +10,15 @@ Rule 3: nothing here changes a state; every function is O(1), whatever the numbe
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 
 import attrs
 
-from meterd.core.organization import Hold, OrganizationState, QuotaState
+from meterd.core.organization import DenialReason, Hold, OrganizationState, QuotaState
+from meterd.core.period import Period
 from meterd.core.plan import Limits, Tier
-from meterd.core.units import ceil_div, whole_minutes
+from meterd.core.units import MINUTE_MS, ceil_div, whole_minutes
 
 
 WARNING_PERCENT = 80
@@ -26,18 +26,11 @@ FULL_PERCENT = 100
 HARD_PERCENT = 110
 """Names the hard limit itself, whatever grace the plan grants."""
 
-THRESHOLD_PERCENTS = (WARNING_PERCENT, FULL_PERCENT, HARD_PERCENT)
-"""Crossings that are announced, each once per period."""
+STATE_PERCENTS = (WARNING_PERCENT, FULL_PERCENT, HARD_PERCENT)
+"""Where the quota state changes, whatever thresholds an organization has chosen."""
 
-
-class DenialReason(enum.Enum):
-    """Why a task may not start, in the order in which the reasons are checked."""
-
-    SUSPENDED = "suspended"
-    PLAN_LIMIT_REACHED = "plan_limit_reached"
-    OVERAGE_CAP_REACHED = "overage_cap_reached"
-    AGENT_BUSY = "agent_busy"
-    AGENT_LIMIT_REACHED = "agent_limit_reached"
+STOPPED_MARK = 0
+"""Among a period's notified percents: a limit was reached and told, and is not over yet."""
 
 
 @attrs.frozen(kw_only=True)
@@ -131,14 +124,36 @@ def quota_state(state: OrganizationState, now_ms: int) -> QuotaState:
     return usage_state(state.terms.limits, projected_ms(state, now_ms))
 
 
-def is_over_limit(state: OrganizationState, now_ms: int, *, starting: bool) -> bool:
-    """Tell whether projected use forbids work; grace may be closed to tasks that only start."""
-    limits = state.terms.limits
-    if limits.hard_limit_ms is None:
-        return False
-    closed_grace = starting and not limits.new_tasks_in_grace
-    line_ms = limits.included_ms if closed_grace else limits.hard_limit_ms
-    return projected_ms(state, now_ms) >= line_ms
+def overage_cap_line_ms(limits: Limits, period: Period) -> int | None:
+    """Return the use at which the customer's overage cap is reached; `None`: it never is.
+
+    That is where the last whole minute ends that the cap still pays for, counted on from what is
+    in rows: recording time under the same terms does not move the line.
+    """
+    cap_usd, rate_usd = limits.overage_cap_usd, limits.overage_usd_per_minute
+    if cap_usd is None or not rate_usd or not limits.grace_billed:
+        return None
+    minutes_left = max(0, int((cap_usd - period.overage_usd) // rate_usd))
+    from_ms = max(period.recorded_ms, limits.included_ms)
+    return (whole_minutes(from_ms) + minutes_left) * MINUTE_MS
+
+
+def stop_line_ms(limits: Limits, period: Period) -> int | None:
+    """Return the use past which nothing is billed: hard limit or overage cap; `None`: neither."""
+    hard_ms, cap_ms = limits.hard_limit_ms, overage_cap_line_ms(limits, period)
+    if hard_ms is None or cap_ms is None:
+        return cap_ms if hard_ms is None else hard_ms
+    return min(hard_ms, cap_ms)
+
+
+def limit_denial(limits: Limits, period: Period, projected: int) -> DenialReason | None:
+    """Return which limit a projected use has reached, or None if work may go on."""
+    if limits.hard_limit_ms is not None and projected >= limits.hard_limit_ms:
+        return DenialReason.PLAN_LIMIT_REACHED
+    cap_ms = overage_cap_line_ms(limits, period)
+    if cap_ms is not None and projected >= cap_ms:
+        return DenialReason.OVERAGE_CAP_REACHED
+    return None
 
 
 def slot_denial(state: OrganizationState, agent_id: str | None) -> DenialReason | None:
@@ -156,18 +171,17 @@ def denial(state: OrganizationState, agent_id: str | None, now_ms: int) -> Denia
     """Return why this agent (`None`: a new one) may not start a task now, or None if it may."""
     if state.profile.holds:
         return DenialReason.SUSPENDED
-    if is_over_limit(state, now_ms, starting=True):
+    limits, projected = state.terms.limits, projected_ms(state, now_ms)
+    if not limits.new_tasks_in_grace and not limits.unlimited and projected >= limits.included_ms:
         return DenialReason.PLAN_LIMIT_REACHED
-    return slot_denial(state, agent_id)
+    return limit_denial(limits, state.period, projected) or slot_denial(state, agent_id)
 
 
 def running_denial(state: OrganizationState, now_ms: int) -> DenialReason | None:
     """Return why a running task must stop now, or None if it may go on."""
     if state.profile.holds:
         return DenialReason.SUSPENDED
-    if is_over_limit(state, now_ms, starting=False):
-        return DenialReason.PLAN_LIMIT_REACHED
-    return None
+    return limit_denial(state.terms.limits, state.period, projected_ms(state, now_ms))
 
 
 def view(state: OrganizationState, now_ms: int, agent_id: str | None = None) -> QuotaView:
@@ -194,15 +208,28 @@ def view(state: OrganizationState, now_ms: int, agent_id: str | None = None) -> 
     )
 
 
-def threshold_lines(limits: Limits) -> Iterator[tuple[int, int]]:
-    """Yield (percent, projected ms) of each threshold, rising; none when unlimited."""
-    if limits.hard_limit_ms is None:
+def threshold_lines(limits: Limits, percents: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield (percent, projected ms) of thresholds, rising; none when unlimited."""
+    hard_ms = limits.hard_limit_ms
+    if hard_ms is None:
         return
-    for percent in THRESHOLD_PERCENTS:
+    for percent in sorted(percents):
         if percent == HARD_PERCENT:
-            yield percent, limits.hard_limit_ms
+            yield percent, hard_ms
         else:
-            yield percent, ceil_div(limits.included_ms * percent, 100)
+            yield percent, min(hard_ms, ceil_div(limits.included_ms * percent, 100))
+
+
+def next_line_ms(state: OrganizationState, projected: int) -> int | None:
+    """Return the next projected use that announces or stops something; `None`: there is none."""
+    limits, cap_ms = state.terms.limits, overage_cap_line_ms(state.terms.limits, state.period)
+    ahead = [] if cap_ms is None or cap_ms <= projected else [cap_ms]
+    percents = {*STATE_PERCENTS, *state.profile.threshold_percents}
+    for _percent, line_ms in threshold_lines(limits, percents):
+        if line_ms > projected:
+            ahead.append(line_ms)
+            break
+    return min(ahead, default=None)
 
 
 def silent_at_ms(state: OrganizationState) -> int | None:
@@ -237,8 +264,8 @@ def next_wakeup_ms(state: OrganizationState, now_ms: int) -> int:
     """Return the next instant at which time alone changes something: the actor's timer.
 
     That is the end of the period or of the payment grace, the next silent task, the next
-    threshold or the hard limit itself: n burning tasks burn n milliseconds of quota in one, so
-    the instant is known exactly.
+    threshold, the overage cap or the hard limit itself: n burning tasks burn n milliseconds of
+    quota in one, so the instant is known exactly.
     """
     wakeup_ms = state.period.end_ms
     if state.profile.past_due_since_ms is not None:
@@ -249,8 +276,7 @@ def next_wakeup_ms(state: OrganizationState, now_ms: int) -> int:
     burning = burning_tasks(state, now_ms)
     if burning:
         projected = projected_ms(state, now_ms)
-        for _percent, line_ms in threshold_lines(state.terms.limits):
-            if line_ms > projected:
-                crossing_ms = now_ms + ceil_div(line_ms - projected, burning)
-                return min(wakeup_ms, crossing_ms)
+        line_ms = next_line_ms(state, projected)
+        if line_ms is not None:
+            wakeup_ms = min(wakeup_ms, now_ms + ceil_div(line_ms - projected, burning))
     return wakeup_ms

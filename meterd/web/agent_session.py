@@ -422,6 +422,12 @@ _NEWS_FOR_AGENTS: Final = (
     commands.ProfileChanged,
 )
 
+_NEWS_FOR_AGENTS: Final = (
+    commands.QuotaChanged,
+    commands.TermsChanged,
+    commands.ProfileChanged,
+)
+
 _ENDED: Final = "The task has ended."
 
 _REFUSALS: Final[dict[type[Outcome], str]] = {

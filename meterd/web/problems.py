@@ -14,8 +14,8 @@ from typing import Any, Final
 import attrs
 import msgspec
 
-from meterd.core.organization import Hold
-from meterd.core.quota import DenialReason, QuotaView
+from meterd.core.organization import DenialReason, Hold
+from meterd.core.quota import QuotaView
 from meterd.core.units import SECOND_MS, ceil_div, rfc3339
 from meterd.errors import (
     ActorCrashedError,

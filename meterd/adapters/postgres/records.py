@@ -70,7 +70,10 @@ def contract_from_json(text: str) -> Contract:
 
 
 def _with_money(fields: Mapping[str, Any], money: frozenset[str]) -> dict[str, Any]:
-    return {name: Decimal(value) if name in money else value for name, value in fields.items()}
+    return {
+        name: Decimal(value) if name in money and value is not None else value
+        for name, value in fields.items()
+    }
 
 
 def terms_columns(organization_id: str, terms: Terms) -> Columns:

@@ -31,8 +31,8 @@ from meterd.core.commands import (
     TaskLost,
     Tick,
 )
+from meterd.core.organization import DenialReason
 from meterd.core.plan import Contract
-from meterd.core.quota import DenialReason
 from meterd.core.supervision import StrikePolicy
 from meterd.core.task import TaskInfo, TaskOutcome, TaskState
 from meterd.core.units import DAY_MS, MINUTE_MS, SECOND_MS

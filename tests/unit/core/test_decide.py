@@ -30,9 +30,8 @@ from meterd.core.commands import (
     TermsChanged,
     Tick,
 )
-from meterd.core.organization import Hold, OrganizationState
+from meterd.core.organization import DenialReason, Hold, OrganizationState
 from meterd.core.plan import Contract, Tier
-from meterd.core.quota import DenialReason
 from meterd.core.task import Plausibility, TaskOutcome, TaskState
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 from tests.organizations import (

@@ -15,10 +15,10 @@ from meterd.core.commands import (
     Tick,
 )
 from meterd.core.decide import decide
-from meterd.core.organization import Hold, OrganizationState
+from meterd.core.organization import DenialReason, Hold, OrganizationState
 from meterd.core.period import Period
 from meterd.core.plan import Contract, Tier
-from meterd.core.quota import DenialReason, next_wakeup_ms, view
+from meterd.core.quota import next_wakeup_ms, view
 from meterd.core.subscription import Interval, Status
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, rfc3339
 from tests.organizations import (

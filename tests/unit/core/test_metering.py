@@ -5,9 +5,8 @@ import pytest
 from meterd.core.commands import Adjusted, Heartbeat, StopTasks, ThresholdReached, Tick
 from meterd.core.decide import decide
 from meterd.core.metering import Draft
-from meterd.core.organization import Facts, Hold, OrganizationState
+from meterd.core.organization import DenialReason, Facts, Hold, OrganizationState
 from meterd.core.plan import Contract, Tier
-from meterd.core.quota import DenialReason
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 from meterd.core.usage import Kind, UsageRow
 from tests.organizations import (
@@ -179,7 +178,8 @@ def test_late_time_meets_its_own_periods_lines() -> None:
 
 def test_thresholds_are_announced_once_a_period() -> None:
     """Use that falls and rises again is no news; the next period's is."""
-    state = make_state(contract=HUNDRED, used_ms=80 * MINUTE_MS - 1)
+    state = make_state(contract=HUNDRED, used_ms=80 * MINUTE_MS - 2)
+    drive(state, make_adjust(1), NOON_MS)  # tells the ones before
     first = drive(state, make_adjust(1), NOON_MS).notices
     drive(state, make_adjust(-MINUTE_MS), NOON_MS)
     again = drive(state, make_adjust(MINUTE_MS), NOON_MS).notices
@@ -189,7 +189,8 @@ def test_thresholds_are_announced_once_a_period() -> None:
     def thresholds(notices: tuple[object, ...]) -> list[object]:
         return [notice for notice in notices if isinstance(notice, ThresholdReached)]
 
-    assert thresholds(first) == thresholds(march) == [ThresholdReached(percent=80)]
+    assert thresholds(march) == [ThresholdReached(percent=percent) for percent in (50, 75, 80)]
+    assert thresholds(first) == [ThresholdReached(percent=80)]
     assert thresholds(again) == []
 
 
@@ -198,7 +199,7 @@ def test_new_terms_announce_again_only_what_is_no_longer_reached() -> None:
     state = make_state(contract=HUNDRED, used_ms=80 * MINUTE_MS - 5_000)
     start(state)
     drive(state, Tick(), NOON_MS + 5_000)
-    assert state.period.notified_percents == {80}
+    assert state.period.notified_percents == {50, 75, 80}
 
     change = make_change(contract=Contract(agent_minutes=100, agents=2))
     notices = drive(state, change, NOON_MS + 5_001).notices

@@ -3,12 +3,20 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from meterd.core.commands import Heartbeat, QuotaChanged, StopTasks, ThresholdReached, Tick
+from meterd.core.commands import (
+    Decision,
+    Heartbeat,
+    Notice,
+    Notified,
+    QuotaChanged,
+    StopTasks,
+    ThresholdReached,
+    Tick,
+)
 from meterd.core.decide import decide
-from meterd.core.organization import Hold, OrganizationState, QuotaState
+from meterd.core.organization import DenialReason, Hold, OrganizationState, QuotaState
 from meterd.core.plan import Contract, Tier
 from meterd.core.quota import (
-    DenialReason,
     denial,
     is_due,
     next_wakeup_ms,
@@ -156,12 +164,22 @@ def test_the_quota_object_has_what_callers_are_shown() -> None:
     assert (free.hard_limit_minutes, free.remaining_minutes, free.remaining_ms) == (None,) * 3
 
 
-def test_thresholds_are_80_100_and_the_hard_limit() -> None:
+def test_thresholds_are_shares_of_the_included_time_and_the_hard_limit() -> None:
     """110 names the hard limit, whatever grace the plan grants."""
     limits = make_terms(contract=Contract(agent_minutes=1, grace_percent=50)).limits
 
-    assert list(threshold_lines(limits)) == [(80, 48_000), (100, 60_000), (110, 90_000)]
-    assert list(threshold_lines(make_terms(Tier.ENTERPRISE).limits)) == []
+    assert list(threshold_lines(limits, {110, 80, 100, 105})) == [
+        (80, 48_000),
+        (100, 60_000),
+        (105, 63_000),
+        (110, 90_000),
+    ]
+    assert list(threshold_lines(make_terms(Tier.ENTERPRISE).limits, {50})) == []
+
+
+def told(decision: Decision) -> tuple[Notice, ...]:
+    """Return what a decision announced, its durable notifications aside."""
+    return tuple(each for each in decision.notices if not isinstance(each, Notified))
 
 
 def burning(count: int, room_ms: int) -> OrganizationState:
@@ -184,9 +202,9 @@ def test_stop_is_pushed_at_the_very_millisecond_the_quota_runs_out(
 
     assert wakeup_ms == NOON_MS + -(-room_ms // count)
     assert (early.facts, early.notices) == (None, ())
-    assert exact.notices == (
+    assert told(exact) == (
         ThresholdReached(percent=110),
-        QuotaChanged(state=QuotaState.EXCEEDED),
+        QuotaChanged(state=QuotaState.EXCEEDED, stop=DenialReason.PLAN_LIMIT_REACHED),
         StopTasks(
             task_ids=tuple(f"t{n}" for n in range(count)), reason=DenialReason.PLAN_LIMIT_REACHED
         ),

@@ -8,9 +8,9 @@ from decimal import Decimal
 import attrs
 import pytest
 
-from meterd.core.organization import Hold, QuotaState
+from meterd.core.organization import DenialReason, Hold, QuotaState
 from meterd.core.plan import Tier
-from meterd.core.quota import DenialReason, QuotaView
+from meterd.core.quota import QuotaView
 from meterd.errors import (
     ActorCrashedError,
     ConfigError,
