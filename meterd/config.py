@@ -30,7 +30,6 @@ from typed_settings.loaders import DictLoader, Loader
 from typed_settings.types import LoadedSettings
 
 from meterd.core.overage import review_of
-from meterd.core.overage import review_of
 from meterd.errors import ConfigError
 from meterd.setting import (
     SETTING,
@@ -45,7 +44,6 @@ from meterd.setting import (
     path,
     secret,
     secrets,
-    text,
     text,
     time_zone,
     url,
@@ -134,25 +132,6 @@ class Config:
 
     plans: Path | None = path(doc="Plan catalogue; the one inside the package unless set.")
     upgrade_url: str | None = url("https", "http", doc="Sent with refusals: where to upgrade.")
-
-    billing_return_url: str | None = url(
-        "https", "http", doc="Where Stripe's pages lead back to; `upgrade_url` unless set."
-    )
-    overage_review: str = text(
-        "none",
-        accepts=lambda found: review_of(found) is not None,
-        form="none, all, or first:N",
-        doc="Whose charges wait until an operator releases them: nobody's, everybody's, or those "
-        "of the first N organizations, each until one of its charges was released.",
-    )
-    overage_wait_ms: int = integer(
-        600_000,
-        unit="milliseconds",
-        least=0,
-        most=_HOUR_MS,
-        doc="How long the charges of a closed period wait for tasks that have not reported past "
-        "its end. Stripe keeps a renewal's invoice open for about an hour.",
-    )
 
     billing_return_url: str | None = url(
         "https", "http", doc="Where Stripe's pages lead back to; `upgrade_url` unless set."

@@ -125,18 +125,6 @@ def text(default: str, *, accepts: Callable[[str], bool], form: str, doc: str) -
     return _field(default, Setting(doc=doc, parse=parse, form=form))
 
 
-def text(default: str, *, accepts: Callable[[str], bool], form: str, doc: str) -> Any:
-    """Declare text of a form that a function knows."""
-
-    def parse(value: object) -> str:
-        found = _text(value)
-        if not accepts(found):
-            raise ValueError(f"must be {form}, {_not(value)}")
-        return found
-
-    return _field(default, Setting(doc=doc, parse=parse, form=form))
-
-
 def path(
     *, default: Path | None = None, factory: Callable[[Any], Path | None] | None = None, doc: str
 ) -> Any:
