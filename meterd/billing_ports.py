@@ -48,17 +48,6 @@ class InvoiceItem:
     """Its `metadata.meterd_charge`; `None`: it is not ours."""
 
 
-@attrs.frozen(kw_only=True)
-class NewPrice:
-    """A monthly price of a plan to create."""
-
-    tier: str
-    product_id: str
-    amount_cents: int
-    lookup_key: str
-    idempotency_key: str
-
-
 class Billing(Protocol):
     """Stripe's objects that meterd creates."""
 
@@ -101,6 +90,10 @@ class Billing(Protocol):
 
     async def create_customer(self, organization_id: str, name: str) -> str:
         """Return the id of a customer made for an organization, the same one within a day."""
+        ...
+
+    async def price_with(self, lookup_key: str) -> str | None:
+        """Return the active price that has this lookup key, or None."""
         ...
 
     async def checkout_url(

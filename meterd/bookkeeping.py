@@ -5,13 +5,13 @@ Used by the service, which runs the jobs, and by commands, which read the books 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import time
 
 from meterd.actors.books import Books, Plan
 from meterd.actors.organizations import Organizations
 from meterd.actors.reports import Reports
-from meterd.actors.scheduler import Scheduler
+from meterd.actors.scheduler import Job, Scheduler
 from meterd.adapters.postgres.books import PostgresBooks
 from meterd.adapters.postgres.jobs import PostgresJobs
 from meterd.adapters.postgres.metrics import PostgresMetrics
@@ -61,11 +61,17 @@ def books_of(
 
 
 def scheduler_of(
-    config: Config, pools: PostgresPools, books: Books, *, ids: Ids, jitter: Iterator[float]
+    config: Config,
+    pools: PostgresPools,
+    books: Books,
+    *,
+    ids: Ids,
+    jitter: Iterator[float],
+    more: Sequence[Job] = (),
 ) -> Scheduler:
-    """Return the scheduler of the books' jobs; run it as a service named `scheduler`."""
+    """Return the scheduler of the books' jobs and more; run it as a service named `scheduler`."""
     return Scheduler(
-        books.jobs(),
+        (*books.jobs(), *more),
         PostgresJobs(pools),
         zone=zone_of(config.jobs_time_zone),
         clock=books.clock,

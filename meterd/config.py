@@ -303,6 +303,9 @@ class Config:
     ledger_reconciliation_at: str = clock_time(
         "03:00", doc="When ledger, counters, tasks and actors are compared."
     )
+    stripe_reconciliation_at: str = clock_time(
+        "03:30", doc="When Stripe and meterd are held against each other."
+    )
     retention_at: str = clock_time("04:00", doc="When what was kept long enough is dropped.")
     daily_report_at: str = clock_time(
         "06:00", doc="When the report of the last whole UTC day is written."

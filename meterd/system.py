@@ -33,6 +33,7 @@ from meterd.adapters.catalogue import load_catalogue
 from meterd.adapters.clock import SystemClock
 from meterd.adapters.embedded_postgres import open_embedded_postgres
 from meterd.adapters.ids import IdSource
+from meterd.adapters.postgres.charges import PostgresCharges
 from meterd.adapters.postgres.durability import assert_durable_settings
 from meterd.adapters.postgres.last_record import last_recorded_ms
 from meterd.adapters.postgres.migrate import Migrations
@@ -46,6 +47,7 @@ from meterd.adapters.postgres.store import PostgresStore
 from meterd.adapters.postgres.stripe import PostgresStripe
 from meterd.adapters.stripe.client import StripePayments, open_stripe
 from meterd.bookkeeping import books_of, scheduler_of
+from meterd.charging import billing_of, charges_of, jobs_of
 from meterd.config import Config
 from meterd.core.decide import decide
 from meterd.core.event import EVENT_AHEAD_MS
@@ -145,11 +147,24 @@ async def run_meterd(
             say=say,
         )
         inbox = PostgresStripe(pools, epoch=owner.epoch)
+        charge_store = PostgresCharges(pools, epoch=owner.epoch)
+        charges = charges_of(config, charge_store, payments, organizations, jitter=_jitter(chance))
         follower = StripeActor(
-            inbox, payments, organizations, store, clock=clock, jitter=_jitter(chance)
+            inbox,
+            payments,
+            organizations,
+            store,
+            clock=clock,
+            jitter=_jitter(chance),
+            on_invoices=lambda _organization_id, _invoices: charges.kick(),
+        )
+        billing = billing_of(
+            charge_store, charges, payments, inbox, follower, organizations, store, ids=ids
         )
         books = books_of(config, pools, organizations, catalogue)
-        scheduler = scheduler_of(config, pools, books, ids=ids, jitter=_jitter(chance))
+        scheduler = scheduler_of(
+            config, pools, books, ids=ids, jitter=_jitter(chance), more=jobs_of(config, billing)
+        )
         pulse = Pulse()
         services = [
             Service("ledger", ledger.run, clock=clock),
@@ -159,6 +174,7 @@ async def run_meterd(
             Service("keyring", keyring.watch, clock=clock),
             Service("owner", owner.keep, clock=clock),
             Service("stripe", follower.run, clock=clock),
+            Service("charges", charges.run, clock=clock),
             Service("scheduler", scheduler.run, clock=clock),
             Service("pulse", pulse.run, clock=clock),
         ]
@@ -177,6 +193,7 @@ async def run_meterd(
             stripe_actor=follower,
             books=books,
             scheduler=scheduler,
+            billing=billing,
         )
         telemetry.measure_organizations(web.metrics, organizations)
         telemetry.measure_ledger(web.metrics, organizations)

@@ -23,7 +23,9 @@ from meterd.web.admin_books import admin_books
 from meterd.web.admin_organizations import admin_organizations
 from meterd.web.admin_stripe import admin_stripe
 from meterd.web.agent_stream import AgentGate, agent_stream
+from meterd.web.billing import admin_billing, billing
 from meterd.web.events import events
+from meterd.web.billing import admin_billing, billing
 from meterd.web.front.hot import HotPath
 from meterd.web.health import health
 from meterd.web.hot import HotAnswers
@@ -97,7 +99,9 @@ def make_application(services: WebServices) -> QuartTrio:
         admin_books,
         health,
         metrics,
+        admin_billing,
         admin_stripe,
+        billing,
         stripe_webhook,
         usage,
         events,

@@ -24,6 +24,7 @@ from meterd.errors import (
     OrganizationUnknownError,
     OverloadedError,
     OwnershipLostError,
+    PaymentsError,
     Problem,
     QuarantinedError,
     RequestInvalidError,
@@ -101,6 +102,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "key_unknown": Kind(404, _NOT_FOUND, "There is no such key."),
     "event_unknown": Kind(404, _NOT_FOUND, "There is no such event."),
     "job_unknown": Kind(404, _NOT_FOUND, "There is no such job."),
+    "charge_unknown": Kind(404, _NOT_FOUND, "There is no such charge."),
     "report_unknown": Kind(404, _NOT_FOUND, "There are no figures of this day."),
     "actor_unknown": Kind(404, _NOT_FOUND, "There is no such actor in memory."),
     "method_not_allowed": Kind(405, "Method Not Allowed", "This method is not allowed here."),
@@ -116,6 +118,14 @@ KINDS: Final[Mapping[str, Kind]] = {
         409,
         _CONFLICT,
         "A live Stripe subscription decides the plan. Change it there, or change the contract.",
+    ),
+    "billing_off": Kind(409, _CONFLICT, "Billing is off: this meterd has no Stripe API key."),
+    "already_subscribed": Kind(
+        409, _CONFLICT, "A subscription is live. Change it in the billing portal."
+    ),
+    "plan_not_for_sale": Kind(409, _CONFLICT, "This plan has no price at Stripe."),
+    "charge_not_held": Kind(
+        409, _CONFLICT, "The charge is not waiting for a decision: it went on, or is final."
     ),
     "job_running": Kind(409, _CONFLICT, "The job is running already."),
     "id_conflict": Kind(409, _CONFLICT, "An event with this id and source said something else."),
@@ -146,6 +156,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "exceeds_hard_limit": Kind(422, _UNPROCESSABLE, "The debit would pass the hard limit."),
     # Our own trouble.
     "internal_error": Kind(500, "Internal Server Error", "The request failed."),
+    "stripe_refused": Kind(502, "Bad Gateway", "Stripe refused the request."),
+    "stripe_unavailable": Kind(503, _UNAVAILABLE, "Stripe is not reachable. Try again soon."),
     "store_unavailable": Kind(
         503, _UNAVAILABLE, "The database is not reachable. Nothing is lost: send it again."
     ),
@@ -231,6 +243,8 @@ def code_of(error: MeterdError) -> str:
             return error.code
         case StoreUnavailableError():
             return "store_unavailable"
+        case PaymentsError():
+            return "stripe_unavailable" if error.transient else "stripe_refused"
         case OverloadedError():
             return "overloaded"
         case ShuttingDownError() | OwnershipLostError():

@@ -9,12 +9,16 @@ from typing import Protocol
 
 import attrs
 
+from meterd.actors.billing_desk import BillingDesk
 from meterd.actors.books import Books
+from meterd.actors.charges import Charges
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
 from meterd.actors.organizations import Organizations
+from meterd.actors.reconciliation import StripeReconciliation
 from meterd.actors.scheduler import Scheduler
 from meterd.actors.stripe import StripeActor
+from meterd.billing_ports import ChargeStore
 from meterd.config import Config
 from meterd.core.period import Period
 from meterd.core.plan import Terms
@@ -37,6 +41,17 @@ class Reader(Directory, UsageBooks, Protocol):
 
 
 @attrs.frozen(kw_only=True)
+class BillingServices:
+    """Charges, and what needs a Stripe key."""
+
+    store: ChargeStore
+    charges: Charges
+    desk: BillingDesk | None = None
+    """`None`: there is no Stripe key."""
+    reconciliation: StripeReconciliation | None = None
+
+
+@attrs.frozen(kw_only=True)
 class WebServices:
     """Everything behind the routes."""
 
@@ -54,5 +69,7 @@ class WebServices:
     books: Books | None = None
     """Reports, reconciliation and findings; `None`: this process keeps no books."""
     scheduler: Scheduler | None = None
+    billing: BillingServices | None = None
+    """`None`: this process charges nothing."""
     metrics: Metrics = attrs.Factory(Metrics)
     """What `/metrics` shows; the composition root puts readers in."""

@@ -7,6 +7,7 @@ Rule 3: an item is known as ours by `metadata.meterd_charge`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
@@ -140,14 +141,21 @@ class StripeBilling:
 
     async def create_customer(self, organization_id: str, name: str) -> str:
         """Return the id of a customer made for an organization, the same one within a day."""
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # a key names its parameters
         made = await self.payments.call(
             "create a customer",
             lambda: self._api.customers.create_async(
                 {"name": name, "metadata": {ORGANIZATION: organization_id}},
-                {"idempotency_key": f"meterd:customer:{organization_id}"},
+                {"idempotency_key": f"meterd:customer:{organization_id}:{digest}"},
             ),
         )
         return str(made.id)
+
+    async def price_with(self, lookup_key: str) -> str | None:
+        """Return the active price that has this lookup key, or None."""
+        params = {"lookup_keys": [lookup_key], "active": True}
+        found = await self._all("list prices", self._api.prices.list_async, params)
+        return str(found[0]["id"]) if found else None
 
     async def checkout_url(
         self, *, customer_id: str, organization_id: str, price_id: str, return_url: str
