@@ -90,7 +90,8 @@ class Making:
         if customer.overage_usd:
             self._open_overage.append(customer.overage_usd)
         self._judge(customer)
-        if customer.is_held or customer.past_due_since_ms is not None:
+        is_past_due = customer.revenue is not None and customer.revenue.status == "past_due"
+        if customer.is_held or is_past_due or customer.past_due_since_ms is not None:
             self._troubled.append(_troubled(customer))
 
     def _count(self, customer: CustomerDay) -> None:
@@ -109,7 +110,8 @@ class Making:
             by_stripe=line.by_stripe
             + (revenue is not None and revenue.origin is Origin.STRIPE and not customer.is_held),
             trialing=line.trialing + (customer.trialing or status == "trialing"),
-            past_due=line.past_due + (customer.past_due_since_ms is not None),
+            past_due=line.past_due
+            + (status == "past_due" or customer.past_due_since_ms is not None),
             suspended=line.suspended + customer.is_held,
         )
 
