@@ -50,6 +50,9 @@ TASKS_LOOKED_AT_MS = 2 * HOUR_MS
 
 METRICS_LOOKED_AT_MS = 60 * DAY_MS
 RUNS_KEPT_MS = 90 * DAY_MS
+ANSWERS_KEPT_MS = DAY_MS
+"""An Idempotency-Key is honoured for 24 hours."""
+
 LIVE_TRIES = 3
 LIVE_PAGE = 500
 
@@ -93,6 +96,10 @@ class UpkeepStore(Protocol):
 
     async def drop_payloads(self, before_ms: int) -> int:
         """Empty the events of Stripe that were done with before an instant."""
+        ...
+
+    async def drop_answers(self, before_ms: int) -> int:
+        """Drop answers kept under Idempotency-Keys from before an instant."""
         ...
 
     async def drop_runs(self, before_ms: int) -> int:
@@ -349,5 +356,6 @@ class Books:
         return {
             "tasks": await self.upkeep.drop_tasks(now_ms - self.plan.tasks_kept_ms),
             "payloads": await self.upkeep.drop_payloads(now_ms - self.plan.payloads_kept_ms),
+            "answers": await self.upkeep.drop_answers(now_ms - ANSWERS_KEPT_MS),
             "runs": await self.upkeep.drop_runs(now_ms - RUNS_KEPT_MS),
         }

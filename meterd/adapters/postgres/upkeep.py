@@ -156,6 +156,10 @@ class PostgresUpkeep:
         """Empty the events of Stripe that were done with before an instant."""
         return await self._in_batches("drop_payloads", before_ms)
 
+    async def drop_answers(self, before_ms: int) -> int:
+        """Drop answers kept under Idempotency-Keys from before an instant."""
+        return await self._in_batches("drop_answers", before_ms)
+
     async def drop_runs(self, before_ms: int) -> int:
         """Drop the runs of jobs that began before an instant."""
         return await self._in_batches("drop_runs", before_ms)

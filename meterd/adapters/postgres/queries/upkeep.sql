@@ -145,3 +145,8 @@ UPDATE stripe_events SET payload = '{}' WHERE ctid = ANY (ARRAY(
 DELETE FROM job_runs WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM job_runs WHERE outcome <> 'running' AND started_at < $1 LIMIT 5000
 ))
+
+-- name: drop_answers
+DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM idempotency_keys WHERE created_at < $1 LIMIT 5000
+))
