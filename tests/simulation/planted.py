@@ -15,17 +15,18 @@ import pytest
 from meterd.actors import organizations as organizations_module
 from meterd.actors.acknowledgements import Acknowledgements
 from meterd.actors.cell import Phase
-from meterd.actors.ledger import SEQ_MAX
+from meterd.actors.ledger import SEQ_MAX, Ledger
 from meterd.actors.organizations import Organizations
 from meterd.actors.recall import Recall
 from meterd.adapters.memory.store import MemoryStore, OrganizationRecord
 from meterd.client.session import Session
-from meterd.core import decide as decide_module
+from meterd.core import decide as decide_module, quota
 from meterd.core.commands import Recalled
 from meterd.core.journal import coalesce, restore
 from meterd.core.metering import Draft
 from meterd.core.task import Task
 from meterd.core.usage import book_agent_time
+from meterd.web.agent_session import AgentSession
 
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -73,6 +74,12 @@ def journal_is_not_replayed(patch: pytest.MonkeyPatch) -> None:
 
 
 @bug
+def a_reading_may_be_older_than_a_flush(patch: pytest.MonkeyPatch) -> None:
+    """Use what was read although facts have been committed, and forgotten, since."""
+    patch.setattr(Ledger, "settled_seq", lambda *_: 0)
+
+
+@bug
 def unflushed_organizations_leave_the_memory(patch: pytest.MonkeyPatch) -> None:
     """Passivate by idle time alone."""
 
@@ -83,6 +90,17 @@ def unflushed_organizations_leave_the_memory(patch: pytest.MonkeyPatch) -> None:
                 del self._cells[cell.organization_id]
 
     patch.setattr(Organizations, "tidy", tidy)
+
+
+@bug
+def a_deposed_process_still_writes(patch: pytest.MonkeyPatch) -> None:
+    """Flush without asserting the owner's epoch."""
+
+    async def flush(self: MemoryStore, batches: Sequence[Any]) -> None:
+        for batch in batches:
+            self._write(batch)
+
+    patch.setattr(MemoryStore, "flush", flush)
 
 
 # --- counting once --------------------------------------------------------------------------------
@@ -168,6 +186,26 @@ def rows_of_a_group_are_coalesced_away(patch: pytest.MonkeyPatch) -> None:
 
 
 @bug
+def a_slot_is_checked_and_taken_in_two_steps(patch: pytest.MonkeyPatch) -> None:
+    """Decide on the number of agents that is stored, not on the one that is taken."""
+
+    def stored_slots(state: Any, agent_id: str | None) -> Any:
+        settled = {task.info.agent_id for task in state.running.values() if task.elapsed_ms}
+        limit = state.terms.limits.agents
+        is_new = agent_id not in settled
+        is_full = limit is not None and len(settled) >= limit
+        return quota.DenialReason.AGENT_LIMIT_REACHED if is_new and is_full else None
+
+    patch.setattr(quota, "slot_denial", stored_slots)
+
+
+@bug
+def lost_tasks_resume_without_a_slot(patch: pytest.MonkeyPatch) -> None:
+    """Let every late report bring its task back."""
+    patch.setattr(decide_module, "slot_denial", lambda *_: None)
+
+
+@bug
 def burning_time_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
     """Count projected use from the restart on, as if nobody had worked before."""
 
@@ -223,6 +261,17 @@ def a_counter_is_zeroed_at_the_period_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OrganizationRecord, "put_period", zeroing)
 
 
+@bug
+def time_is_taken_as_claimed(patch: pytest.MonkeyPatch) -> None:
+    """Believe every report."""
+    patch.setattr(
+        decide_module, "accepted_elapsed_ms", lambda _task, claimed_ms, _now_ms: claimed_ms
+    )
+    patch.setattr(
+        "meterd.core.heartbeat.plausible_elapsed_ms", lambda _info, _now_ms: 2_678_400_000
+    )
+
+
 # --- actors ---------------------------------------------------------------------------------------
 
 
@@ -251,6 +300,13 @@ def a_stopped_process_throws_its_last_facts_away(patch: pytest.MonkeyPatch) -> N
 
 
 # --- around ---------------------------------------------------------------------------------------
+
+
+@bug
+def a_session_answers_before_the_store(patch: pytest.MonkeyPatch) -> None:
+    """Send what is owed with whatever becomes durable next."""
+    on_durable = AgentSession.on_durable
+    patch.setattr(AgentSession, "on_durable", lambda self, _seq: on_durable(self, SEQ_MAX))
 
 
 @bug

@@ -64,7 +64,7 @@ class Weather:
         return cls(
             begins_at_ms=MONTH_END_MS
             - (chance.whole(0, 8 * MINUTE_MS) if chance.happens(0.7) else 9 * 24 * 60 * MINUTE_MS),
-            storm_s=chance.between(60, 240),
+            storm_s=chance.between(60, 180),
             organizations=chance.pick(1, 1, 2, 3),
             clients=chance.whole(2, 6),
             store_latency_s=chance.pick(0.0, 0.002, 0.02, 0.2),

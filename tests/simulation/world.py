@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -24,7 +25,7 @@ from meterd.core.organization import OrganizationState
 from meterd.core.plan import Contract, Tier
 from tests.make import FixedClock, make_new, make_terms
 from tests.organizations import make_period
-from tests.simulation.auditor import Auditor, expect, limits
+from tests.simulation.auditor import Auditor, Violation, expect, limits
 from tests.simulation.clients import HonestClient, Liar
 from tests.simulation.determinism import Chance, seeded_run
 from tests.simulation.meterd_process import MeterdProcess
@@ -72,6 +73,7 @@ class World:
         self._wall_offset_ms = 0
         self._wall_back_ms = 0
         self._calls_to_crash: int | None = None
+        self._broken: Violation | None = None
         self._hash = hashlib.sha256()
         self._spent = trio.Event()
         self._tasks = 0
@@ -117,6 +119,7 @@ class World:
             await self._become_quiet()
             await self._exhaust(nursery)
             nursery.cancel_scope.cancel()
+        self._raise_broken()
         runs = [run for client in self.clients for run in client.runs.values()]
         self.auditor.conclude(runs, lost_ms=self._wall_back_ms)
         return Report(
@@ -135,7 +138,7 @@ class World:
         store = MemoryStore(self.database, epoch=0, clock=clock)
         for number in range(self.weather.organizations):
             contract = Contract(
-                agents=self.chance.pick(1, 2, 3), agent_minutes=self.chance.pick(1, 3, 10, 100)
+                agents=self.chance.pick(1, 1, 2), agent_minutes=self.chance.pick(1, 3, 10, 100)
             )
             plan = self.chance.pick(Tier.FREE, Tier.STARTER, Tier.PRO, Tier.ENTERPRISE)
             new = make_new(
@@ -321,7 +324,8 @@ class World:
         self.flushes += 1
         self.note("flush", epoch, *((b.organization_id, b.seq, len(b.rows)) for b in batches))
         self.auditor.wall_ms = self.true_ms()
-        self.auditor.on_flush(batches)
+        with self._remembering():
+            self.auditor.on_flush(batches)
 
     def client_says(self, client: Client, frame: str) -> None:
         """Hear a client; `Overheard`."""
@@ -335,12 +339,26 @@ class World:
         self.note("down", server.epoch, frame)
         content = msgspec.json.decode(frame)
         for message in content if isinstance(content, list) else [content]:
-            self.auditor.server_says(server, client, message)
+            with self._remembering():
+                self.auditor.server_says(server, client, message)
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """Keep a violation seen inside meterd, whose supervisor would take it for its own bug."""
+        try:
+            yield
+        except Violation as violation:
+            self._broken = self._broken or violation
+
+    def _raise_broken(self) -> None:
+        if self._broken is not None:
+            raise self._broken
 
     async def _compare(self) -> None:
         """Compare live actors with the store whenever nothing waits between the two."""
         while True:
             await trio.sleep(1.7)
+            self._raise_broken()
             process = self.current
             if process is None:
                 continue
