@@ -22,6 +22,8 @@ from meterd.config import Config
 from meterd.core.plan import Catalogue
 from meterd.core.schedule import Daily
 from meterd.core.units import DAY_MS
+from meterd.observe import metrics as names
+from meterd.observe.metrics import Metrics
 from meterd.ports import Clock, Ids
 from meterd.setting import zone_of
 
@@ -78,6 +80,12 @@ def scheduler_of(
         ids=ids,
         jitter=jitter,
     )
+
+
+def measure_books(metrics: Metrics, books: Books, scheduler: Scheduler) -> None:
+    """Put the metrics of the books in place."""
+    metrics.read(names.JOB_RUNS, lambda: scheduler.ended)
+    metrics.read(names.BOOK_DIFFERENCES, lambda: books.differences)
 
 
 def _daily(text: str) -> Daily:

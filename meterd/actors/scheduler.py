@@ -10,6 +10,7 @@ Rule 4: no job delays another, and none delays an organization: a job reads thro
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import tzinfo
 from typing import Any, Protocol
@@ -167,8 +168,8 @@ class Scheduler:
         self._running: set[str] = set()
         self._asked: list[tuple[Job, JobRun]] = []
         self._kick = trio.Event()
-        self.runs = 0
-        self.failures = 0
+        self.ended: Counter[tuple[str, ...]] = Counter()
+        """Runs that ended, by job and outcome: for metrics."""
 
     # --- the actor ----------------------------------------------------------------------------
 
@@ -256,7 +257,6 @@ class Scheduler:
                 break
             log.warning("job_failed", job=job.name, tries=tries, exc_info=result.error)
             await self._wait(tries)
-        self.runs += 1
         error = _described(result.error) if isinstance(result, Crash) else None
         ended = attrs.evolve(
             run,
@@ -266,9 +266,9 @@ class Scheduler:
             detail_json=as_json({"error": error} if isinstance(result, Crash) else result),
         )
         if isinstance(result, Crash):
-            self.failures += 1
             log.error("job_given_up", job=job.name, subject=run.subject, exc_info=result.error)
             await self._persist(lambda: self._alert(ended, error or ""))
+        self.ended[job.name, ended.outcome.value] += 1
         await self._persist(lambda: self._store.finish(ended, error))
         return ended
 
@@ -369,8 +369,7 @@ class Scheduler:
         now_ms = self._clock.now_ms()
         return {
             "running": sorted(self._running),
-            "runs": self.runs,
-            "failures": self.failures,
+            "runs": self.ended.total(),
             "next_at": rfc3339(now_ms + self._sleep_ms()),
         }
 

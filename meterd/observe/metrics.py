@@ -185,6 +185,20 @@ SERVICE_RESTARTS = _counter(
 )
 READY = _gauge("meterd_ready", "0 or 1", "What `/readyz` says.")
 
+# --- the books ------------------------------------------------------------------------------------
+
+JOB_RUNS = _counter(
+    "meterd_job_runs_total",
+    "runs",
+    "Runs of jobs that ended, by job and outcome; a failed one has been tried five times.",
+    *("job", "outcome"),
+)
+BOOK_DIFFERENCES = _gauge(
+    "meterd_book_differences",
+    "differences",
+    "Differences that the last reconciliation of ledger, counters and actors found: alert above 0.",
+)
+
 # --- the front ------------------------------------------------------------------------------------
 
 HTTP_REQUESTS = _counter(
