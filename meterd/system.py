@@ -46,7 +46,7 @@ from meterd.adapters.postgres.pool import (
 from meterd.adapters.postgres.store import PostgresStore
 from meterd.adapters.postgres.stripe import PostgresStripe
 from meterd.adapters.stripe.client import StripePayments, open_stripe
-from meterd.bookkeeping import books_of, scheduler_of
+from meterd.bookkeeping import books_of, measure_books, scheduler_of
 from meterd.charging import billing_of, charges_of, jobs_of
 from meterd.config import Config
 from meterd.core.decide import decide
@@ -198,6 +198,7 @@ async def run_meterd(
         telemetry.measure_organizations(web.metrics, organizations)
         telemetry.measure_ledger(web.metrics, organizations)
         telemetry.measure_store(web.metrics, pools, owner)
+        measure_books(web.metrics, books, scheduler)
         telemetry.measure_process(
             web.metrics, services=services, readiness=readiness, pulse=pulse, clock=clock
         )
