@@ -1,4 +1,4 @@
-"""`meterd reconcile ledger`: hold everything stored against the ledger.
+"""`meterd reconcile ledger` and `stripe`: hold everything stored against the ledger, and Stripe.
 
 Exit codes: 0 the books agree (or agree again, after --rebuild), 1 they differ.
 """
@@ -21,6 +21,7 @@ from meterd.adapters.postgres.upkeep import PostgresUpkeep
 from meterd.cli import ExitCode
 from meterd.cli._database import OpenDatabase, open_database
 from meterd.cli._options import DATABASE, configured
+from meterd.cli._reconcile_stripe import stripe
 from meterd.config import Config, LoadedConfig
 from meterd.core.books import BookDifference, RebuiltCounters
 from meterd.core.units import DAY_MS
@@ -32,6 +33,9 @@ METRICS_DAYS = 60
 @click.group()
 def command() -> None:
     """Check that what meterd keeps agrees, with itself and with Stripe."""
+
+
+command.add_command(stripe)
 
 
 @attrs.frozen(kw_only=True)

@@ -29,6 +29,11 @@ CHARGE: Final = "meterd_charge"
 
 ORGANIZATION: Final = "organization_id"
 
+TIER: Final = "meterd_tier"
+"""Metadata key of a price's plan, and of the portal's configuration, where it is `portal`."""
+
+PORTAL: Final = "portal"
+
 PAGE: Final = 100
 """Objects of one page, Stripe's largest."""
 
@@ -179,11 +184,18 @@ class StripeBilling:
 
     async def portal_url(self, *, customer_id: str, return_url: str) -> str:
         """Return the URL of the customer's billing portal."""
+        params = {"customer": customer_id, "return_url": return_url}
+        configurations = await self._all(
+            "list portal configurations",
+            self._api.billing_portal.configurations.list_async,
+            {"active": True},
+        )
+        for each in configurations:  # ours, where `meterd stripe setup` has made it
+            if (each["metadata"] or {}).get(TIER) == PORTAL:
+                params["configuration"] = each["id"]
         made = await self.payments.call(
             "open the billing portal",
-            lambda: self._api.billing_portal.sessions.create_async(
-                {"customer": customer_id, "return_url": return_url}
-            ),
+            lambda: self._api.billing_portal.sessions.create_async(params),
         )
         return str(made.url)
 
