@@ -20,6 +20,7 @@ from meterd.core.commands import (
     CreditExceedsUsage,
     Done,
     ExceedsHardLimit,
+    ExceedsOverageCap,
     PeriodUnknown,
     PlanManagedByStripe,
 )
@@ -88,6 +89,9 @@ def _limits_object(limits: Limits) -> dict[str, Any]:
         "overage_usd_per_minute": str(limits.overage_usd_per_minute.quantize(Decimal("0.000001"))),
         "base_price_usd": str(limits.base_price_usd.quantize(Decimal("0.01"))),
         "new_tasks_in_grace": limits.new_tasks_in_grace,
+        "overage_cap_usd": None
+        if limits.overage_cap_usd is None
+        else str(limits.overage_cap_usd.quantize(Decimal("0.01"))),
     }
 
 
@@ -202,6 +206,8 @@ async def adjust_reply(
             raise ProblemError("credit_exceeds_usage")
         case ExceedsHardLimit():
             raise ProblemError("exceeds_hard_limit")
+        case ExceedsOverageCap():
+            raise ProblemError("exceeds_overage_cap")
         case PeriodUnknown():
             problem = Problem("/period", "must be a billing period of this organization")
             raise RequestInvalidError([problem])

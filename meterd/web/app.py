@@ -35,6 +35,7 @@ from meterd.web.quota import quota
 from meterd.web.reply import COMMON_HEADERS, new_request_id
 from meterd.web.requests import SERVICES, request_id, response
 from meterd.web.services import WebServices
+from meterd.web.settings import settings
 from meterd.web.stream_transport import StreamGate
 from meterd.web.stripe_webhook import stripe_webhook
 from meterd.web.tasks import tasks
@@ -103,6 +104,7 @@ def make_application(services: WebServices) -> QuartTrio:
         admin_stripe,
         billing,
         stripe_webhook,
+        settings,
         usage,
         events,
     ):

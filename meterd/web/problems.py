@@ -154,6 +154,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         422, _UNPROCESSABLE, "The credit is larger than what the period used."
     ),
     "exceeds_hard_limit": Kind(422, _UNPROCESSABLE, "The debit would pass the hard limit."),
+    "exceeds_overage_cap": Kind(
+        422, _UNPROCESSABLE, "The debit would pass the organization's own overage cap."
+    ),
     # Our own trouble.
     "internal_error": Kind(500, "Internal Server Error", "The request failed."),
     "stripe_refused": Kind(502, "Bad Gateway", "Stripe refused the request."),

@@ -58,6 +58,15 @@ async def organization(*scopes: str) -> str:
     return organization_of(principal, *scopes)
 
 
+async def member(*scopes: str) -> tuple[str, str]:
+    """Return organization and id of the key, which must have one of the scopes.
+
+    The id names who did something in the audit log. Errors: as `organization`.
+    """
+    principal = await authenticated(services().keyring, request.headers.getlist("authorization"))
+    return organization_of(principal, *scopes), principal.key_id
+
+
 async def operator() -> str:
     """Return the key id of the operator who asks; errors as `organization`."""
     principal = await authenticated(services().keyring, request.headers.getlist("authorization"))

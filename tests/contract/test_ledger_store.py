@@ -56,6 +56,8 @@ async def test_every_value_of_the_core_survives_flush_and_load(store: Store) -> 
         new_tasks_in_grace=False,
     )
     terms = make_terms(Tier.PRO, contract, seq=2, trialing=True, reason="upgrade: ü")
+    capped = attrs.evolve(terms.limits, overage_cap_usd=Decimal("12.50"))
+    terms = attrs.evolve(terms, limits=capped)
     closed = make_period(
         closed=True, used_ms=61_000, recorded_ms=61_000, overage_minutes=-1,
         overage_usd=Decimal("-0.050000"), total_usd=Decimal("0.123456"), api_calls=7,
@@ -73,6 +75,7 @@ async def test_every_value_of_the_core_survives_flush_and_load(store: Store) -> 
     profile = make_profile(
         name="Änder GmbH", stripe_customer_id="cus_1", hold_reason="asked",
         holds=frozenset({Hold.OPERATOR, Hold.PAYMENT}), past_due_since_ms=NOW_MS + 7,
+        threshold_percents=(1, 110),
         billing_alerts=frozenset({"several_live_subscriptions:sub_1,sub_2", "quantity_not_one:2"}),
         cycle=Cycle(
             subscription_id="sub_1", start_ms=NOW_MS, end_ms=NOW_MS + 9, anchor_ms=1, months=12

@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 import trio
 
+from meterd.adapters.memory.webhook_tables import WebhookTables
 from meterd.core.event import EventKey, KnownEvent
 from meterd.core.ids import fact_id
 from meterd.core.journal import OrganizationBatch, StoredOrganization
@@ -91,6 +92,7 @@ class Database:
     audits: dict[str, tuple[str, AuditEntry]] = attrs.Factory(dict)
     findings: dict[str, tuple[str, Finding]] = attrs.Factory(dict)
     letters: dict[str, DeadLetter] = attrs.Factory(dict)
+    webhooks: WebhookTables = attrs.Factory(WebhookTables)
     keys: dict[str, tuple[StoredKey, bytes]] = attrs.Factory(dict)
     stored_pepper: bytes | None = None
 
@@ -402,6 +404,7 @@ class MemoryStore:
             database.audits.setdefault(audit.id, (key, audit))
         for finding in batch.findings:
             database.findings.setdefault(finding.id, (key, finding))
+        database.webhooks.keep(key, batch.notifications)
         record.seq = max(record.seq, batch.seq)
 
     def _check_customer(self, organization_id: str, customer_id: str | None) -> None:

@@ -34,6 +34,7 @@ PARTS = (
     "rows",
     "audits",
     "findings",
+    "notifications",
     "events",
     "voids",
 )
@@ -103,6 +104,9 @@ def _parts(batches: Iterable[OrganizationBatch]) -> dict[str, list[records.Colum
             found["profiles"].append(records.profile_columns(key, batch.profile))
         found["audits"] += [records.audit_columns(key, audit) for audit in batch.audits]
         found["findings"] += [records.finding_columns(key, entry) for entry in batch.findings]
+        found["notifications"] += [
+            records.notification_columns(key, told) for told in batch.notifications
+        ]
         found["events"] += [records.event_columns(key, event) for event in batch.events]
         found["voids"] += [records.void_columns(key, void) for void in batch.voids]
     return {name: rows for name, rows in found.items() if rows}
@@ -119,4 +123,6 @@ def _statement(names: tuple[str, ...], widths: tuple[int, ...]) -> str:
         first += width
     if "rows" in names:
         ctes.append(f"days AS (\n{texts['days']}\n)")
+    if "notifications" in names:
+        ctes.append(f"deliveries AS (\n{texts['deliveries']}\n)")
     return "WITH " + ", ".join(ctes) + "\nSELECT epoch FROM owner"

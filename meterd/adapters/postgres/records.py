@@ -22,7 +22,14 @@ from meterd.core.cycle import Cycle
 from meterd.core.event import BookedEvent, EventVoid, KnownEvent
 from meterd.core.ids import fact_id
 from meterd.core.money import round_to_cents
-from meterd.core.organization import AuditEntry, Finding, Hold, Profile
+from meterd.core.notification import Notification
+from meterd.core.organization import (
+    THRESHOLD_PERCENTS_DEFAULT,
+    AuditEntry,
+    Finding,
+    Hold,
+    Profile,
+)
 from meterd.core.period import Period
 from meterd.core.plan import Contract, Limits, Resource, Terms, Tier, contract_fields
 from meterd.core.task import Task, TaskInfo, TaskOutcome, TaskState
@@ -119,6 +126,7 @@ def profile_columns(organization_id: str, profile: Profile) -> Columns:
         *_cycle_columns(profile.cycle),
         _optional_instant(profile.past_due_since_ms),
         "\n".join(sorted(profile.billing_alerts)),
+        ",".join(map(str, profile.threshold_percents)),
     )
 
 
@@ -134,7 +142,14 @@ def profile_from(record: Mapping[str, Any]) -> Profile:
         cycle=_cycle_from(record),
         past_due_since_ms=_optional_ms(record["past_due_since"]),
         billing_alerts=frozenset(record["billing_alerts"]),
+        threshold_percents=_percents(tuple(record["threshold_percents"])),
     )
+
+
+@functools.lru_cache(maxsize=SHARED_TERMS_MAX)
+def _percents(found: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the one tuple of these percents: nearly every organization has the same."""
+    return THRESHOLD_PERCENTS_DEFAULT if found == THRESHOLD_PERCENTS_DEFAULT else found
 
 
 def _cycle_columns(cycle: Cycle | None) -> Columns:
@@ -426,6 +441,18 @@ def finding_columns(organization_id: str, finding: Finding) -> Columns:
         to_datetime(finding.at_ms),
         finding.kind,
         finding.detail_json,
+    )
+
+
+def notification_columns(organization_id: str, told: Notification) -> Columns:
+    """Return a row of `notifications`."""
+    return (
+        told.id,
+        organization_id,
+        to_datetime(told.at_ms),
+        told.kind.value,
+        told.data_json,
+        told.seq,
     )
 
 

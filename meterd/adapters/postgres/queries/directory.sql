@@ -39,7 +39,7 @@ UPDATE organizations SET stripe_customer_id = $2, updated_at = now() WHERE id = 
 SELECT
     o.id, o.name, o.stripe_customer_id, o.operator_hold, o.payment_hold, o.hold_reason,
     o.cycle_subscription_id, o.cycle_start, o.cycle_end, o.cycle_anchor, o.cycle_months,
-    o.past_due_since, o.billing_alerts,
+    o.past_due_since, o.billing_alerts, o.threshold_percents,
     o.created_at,
     (
         t.terms_seq, t.effective_at, t.plan_tier, t.contract, t.trialing, t.limits, t.reason

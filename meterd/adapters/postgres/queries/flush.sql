@@ -33,15 +33,16 @@ UPDATE organizations o SET
     cycle_subscription_id = x.cycle_subscription_id, cycle_start = x.cycle_start,
     cycle_end = x.cycle_end, cycle_anchor = x.cycle_anchor, cycle_months = x.cycle_months,
     past_due_since = x.past_due_since,
+    threshold_percents = string_to_array(x.threshold_percents, ',')::int[],
     billing_alerts = string_to_array(x.billing_alerts, E'\n'), updated_at = now()
 FROM unnest(
     $1::text[], $2::text[], $3::text[], $4::bool[], $5::bool[], $6::text[], $7::text[],
     $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::int[], $12::timestamptz[],
-    $13::text[]
+    $13::text[], $14::text[]
 ) AS x (
     organization_id, name, stripe_customer_id, operator_hold, payment_hold, hold_reason,
     cycle_subscription_id, cycle_start, cycle_end, cycle_anchor, cycle_months, past_due_since,
-    billing_alerts
+    billing_alerts, threshold_percents
 )
 JOIN positions USING (organization_id)
 WHERE o.id = x.organization_id
@@ -183,6 +184,24 @@ INSERT INTO findings (id, organization_id, at, kind, detail)
 SELECT x.* FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[], $5::jsonb[]) AS x
 WHERE EXISTS (SELECT FROM owner)
 ON CONFLICT (id) DO NOTHING
+
+-- name: notifications
+INSERT INTO notifications (id, organization_id, at, kind, data, seq)
+SELECT x.* FROM unnest(
+    $1::text[], $2::text[], $3::timestamptz[], $4::text[], $5::jsonb[], $6::bigint[]
+) AS x
+WHERE EXISTS (SELECT FROM owner)
+ON CONFLICT (id) DO NOTHING
+RETURNING id, organization_id, at, kind
+
+-- name: deliveries
+-- Who is to hear of the notifications that `notifications` inserted.
+INSERT INTO webhook_deliveries (id, endpoint_id, notification_id, created_at, next_attempt_at)
+SELECT 'dlv_' || md5(e.id || ' ' || n.id), e.id, n.id, n.at, n.at
+FROM notifications n
+JOIN webhook_endpoints e USING (organization_id)
+WHERE e.disabled_at IS NULL AND (e.kinds = '{}' OR n.kind = ANY (e.kinds))
+ON CONFLICT (endpoint_id, notification_id) DO NOTHING
 
 -- name: bury
 -- Dead letters are written whoever owns the database: they only say what was set aside.

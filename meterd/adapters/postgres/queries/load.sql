@@ -7,7 +7,7 @@
 SELECT
     o.id, o.name, o.stripe_customer_id, o.operator_hold, o.payment_hold, o.hold_reason,
     o.cycle_subscription_id, o.cycle_start, o.cycle_end, o.cycle_anchor, o.cycle_months,
-    o.past_due_since, o.billing_alerts,
+    o.past_due_since, o.billing_alerts, o.threshold_percents,
     o.created_at, p.seq,
     ARRAY(
         SELECT (
