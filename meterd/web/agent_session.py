@@ -106,6 +106,11 @@ class AgentSession:
         self._progress = trio.Event()
         self._stop_listening = services.organizations.listen(self._organization_id, self)
         self._stop_watching = services.keyring.on_revoked(principal.key_id, self._on_revoked)
+        self._stop_metering = (
+            None
+            if services.connections is None
+            else services.connections.opened(self._organization_id)
+        )
         if services.keyring.is_revoked(principal.key_id):
             self._on_revoked()
 
@@ -141,6 +146,8 @@ class AgentSession:
         self._is_over = True
         self._stop_listening()
         self._stop_watching()
+        if self._stop_metering is not None:
+            self._stop_metering()
         self._owed.clear()
         self._lined_up.clear()
         self._progress.set()
@@ -415,12 +422,6 @@ class AgentSession:
             self._is_quota_coming = False
         self._write([quota_message(view)])
 
-
-_NEWS_FOR_AGENTS: Final = (
-    commands.QuotaChanged,
-    commands.TermsChanged,
-    commands.ProfileChanged,
-)
 
 _NEWS_FOR_AGENTS: Final = (
     commands.QuotaChanged,
