@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import attrs
@@ -128,6 +129,8 @@ async def _audit(
 
 
 def _text(value: object) -> str | None:
+    if isinstance(value, Decimal):
+        return f"{value:f}"  # never 3.60E+6
     return None if value is None else str(value)
 
 

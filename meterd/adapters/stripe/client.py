@@ -65,7 +65,11 @@ class StripePayments:
         """
         api = self.client.v1
         found = await self._find(
-            "read a subscription", lambda: api.subscriptions.retrieve_async(subscription_id)
+            "read a subscription",
+            lambda: api.subscriptions.retrieve_async(
+                subscription_id,
+                {"expand": ["discounts.source.coupon"]},  # MRR deducts what recurs
+            ),
         )
         if found is None:
             return None

@@ -224,6 +224,7 @@ async def test_a_message_in_many_fragments_and_segments_arrives_whole() -> None:
         (b"\xc1\x80\x00\x00\x00\x00", 1002),
         (masked(Opcode.TEXT, b"policy"), 1008),
     ],
+    ids=["long", "long in parts", "no UTF-8", "no start", "unmasked", "reserved bits", "session"],
 )
 async def test_a_violation_closes_with_its_code_after_what_was_owed(
     frame: bytes, code: int
