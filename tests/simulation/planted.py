@@ -15,7 +15,7 @@ import pytest
 from meterd.actors import organizations as organizations_module
 from meterd.actors.acknowledgements import Acknowledgements
 from meterd.actors.cell import Phase
-from meterd.actors.ledger import SEQ_MAX, Ledger
+from meterd.actors.ledger import SEQ_MAX
 from meterd.actors.organizations import Organizations
 from meterd.actors.recall import Recall
 from meterd.adapters.memory.store import MemoryStore, OrganizationRecord
@@ -24,6 +24,7 @@ from meterd.core import decide as decide_module, quota
 from meterd.core.commands import Recalled
 from meterd.core.journal import coalesce, restore
 from meterd.core.metering import Draft
+from meterd.core.organization import DenialReason
 from meterd.core.task import Task
 from meterd.core.usage import book_agent_time
 from meterd.web.agent_session import AgentSession
@@ -71,12 +72,6 @@ def journal_is_not_replayed(patch: pytest.MonkeyPatch) -> None:
         return restore(stored, (), **settings)
 
     patch.setattr(organizations_module, "restore", stored_only)
-
-
-@bug
-def a_reading_may_be_older_than_a_flush(patch: pytest.MonkeyPatch) -> None:
-    """Use what was read although facts have been committed, and forgotten, since."""
-    patch.setattr(Ledger, "settled_seq", lambda *_: 0)
 
 
 @bug
@@ -194,7 +189,7 @@ def a_slot_is_checked_and_taken_in_two_steps(patch: pytest.MonkeyPatch) -> None:
         limit = state.terms.limits.agents
         is_new = agent_id not in settled
         is_full = limit is not None and len(settled) >= limit
-        return quota.DenialReason.AGENT_LIMIT_REACHED if is_new and is_full else None
+        return DenialReason.AGENT_LIMIT_REACHED if is_new and is_full else None
 
     patch.setattr(quota, "slot_denial", stored_slots)
 

@@ -275,7 +275,7 @@ class World:
             if chance.happens(self.weather.takeover):
                 self._waiting.cancel()
                 process.spawn(lambda process=process: self._end_later(process, chance))  # type: ignore[misc]
-            elif chance.happens(0.2):
+            elif chance.happens(0.35):
                 await process.stop(5)
             elif chance.happens(0.5):
                 self._calls_to_crash = chance.whole(1, 6)
