@@ -195,6 +195,37 @@ class Directory(Protocol):
 
 
 @attrs.frozen(kw_only=True)
+class RememberedAnswer:
+    """What is known of a request that was sent under an idempotency key."""
+
+    is_new: bool
+    """Nothing was known: it is remembered from now on, without an answer."""
+    fingerprint: bytes
+    begun_at_ms: int
+    status: int | None
+    """`None`: no answer was kept; the process may have died in the middle."""
+    sealed: bytes | None
+
+
+class AnswerStore(Protocol):
+    """Answers under idempotency keys, for a day."""
+
+    async def begin_answer(
+        self, scope: str, key_hash: bytes, fingerprint: bytes, *, at_ms: int, forget_before_ms: int
+    ) -> RememberedAnswer:
+        """Return what is known of the key, remembering it; what is older is forgotten."""
+        ...
+
+    async def keep_answer(self, scope: str, key_hash: bytes, *, status: int, sealed: bytes) -> None:
+        """Keep the answer of a request that has begun."""
+        ...
+
+    async def drop_answer(self, scope: str, key_hash: bytes) -> None:
+        """Forget a request that has begun: it changed nothing."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
 class RowFilter:
     """Which ledger rows are asked for; what is `None` does not matter."""
 
@@ -229,6 +260,10 @@ class UsageBooks(Protocol):
 
     async def usage_days(self, organization_id: str, *, since_ms: int) -> Sequence[DaySum]:
         """Return the sums of the UTC days from the one that contains an instant on."""
+        ...
+
+    async def adjustment(self, organization_id: str, entry_id: str) -> Sequence[UsageRow] | None:
+        """Return the rows of the adjustment with this audit entry; None: there is none."""
         ...
 
     async def usage_of_period(self, organization_id: str, label: str) -> Sequence[DaySum]:

@@ -21,6 +21,7 @@ import trio
 from typed_settings import Secret
 
 from meterd import telemetry
+from meterd.actors.connections import ConnectionMeter
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
 from meterd.actors.ledger import FlushPolicy, Ledger
@@ -172,12 +173,14 @@ async def run_meterd(
             Service("timers", organizations.timers.run, clock=clock),
             Service("janitor", organizations.run_janitor, clock=clock),
             Service("keyring", keyring.watch, clock=clock),
+        connections = ConnectionMeter(organizations, clock=clock, ids=ids)
             Service("owner", owner.keep, clock=clock),
             Service("stripe", follower.run, clock=clock),
             Service("charges", charges.run, clock=clock),
             Service("scheduler", scheduler.run, clock=clock),
             Service("pulse", pulse.run, clock=clock),
         ]
+            Service("connections", connections.run, clock=clock),
         readiness = Readiness(organizations, services, clock=clock)
         inspector = Inspector(organizations, services)
         web = WebServices(
@@ -202,6 +205,7 @@ async def run_meterd(
         telemetry.measure_process(
             web.metrics, services=services, readiness=readiness, pulse=pulse, clock=clock
         )
+            connections=connections,
         async with trio.open_nursery() as actors:
             for service in services:
                 actors.start_soon(service.run)
@@ -265,6 +269,9 @@ async def _stop(config: Config, web: WebServices, door: FrontDoor) -> None:
 
 async def _stop_on_signal(stopping: trio.Event) -> None:
     """Stop cleanly on the first SIGTERM or SIGINT, at once on the second."""
+    if web.connections is not None:
+        with trio.move_on_after(config.shutdown_requests_ms / SECOND_MS):
+            await web.connections.settle()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             if stopping.is_set():

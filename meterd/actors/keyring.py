@@ -204,6 +204,10 @@ class KeyRing:
             return None
         return self._remember(stored, digest)
 
+    def secret_for(self, purpose: bytes) -> bytes:
+        """Return 32 bytes that only this purpose has, and only who knows the pepper."""
+        return hmac.digest(self._pepper, b"purpose:" + purpose, "sha256")
+
     def _digest(self, bearer: str) -> bytes:
         return hmac.digest(self._pepper, bearer.encode("utf-8", "surrogatepass"), "sha256")
 
@@ -246,6 +250,7 @@ class KeyRing:
         scopes: Collection[str],
         name: str = "",
         created_by: str,
+        key_id: str | None = None,
     ) -> tuple[StoredKey, str]:
         """Return a new key, stored, and its text, which is never seen again.
 
@@ -256,7 +261,7 @@ class KeyRing:
         assert allowed.issuperset(scopes), (organization_id, scopes)
         text = make_key(self._chance(SECRET_BYTES))
         stored = StoredKey(
-            id=self._ids.new("key"),
+            id=key_id or self._ids.new("key"),
             organization_id=organization_id,
             scopes=frozenset(scopes),
             name=name,

@@ -67,6 +67,8 @@ class Audited:
 
     actor: str
     reason: str
+    entry_id: str | None = None
+    """Id of the audit entry, by which a repeated request finds what it did; `None`: any."""
 
 
 @attrs.frozen(kw_only=True)

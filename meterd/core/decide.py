@@ -435,7 +435,11 @@ def _adjust(state: OrganizationState, command: Adjust, now_ms: int) -> Decision:
         "organization.adjust",
         command.audited,
         before={"billing_period": period.label, "used_ms": used_ms},
-        after={"billing_period": period.label, "used_ms": used_ms + command.agent_ms},
+        after={
+            "billing_period": period.label,
+            "rows": [row.id for row in draft.rows[first:]],
+            "used_ms": used_ms + command.agent_ms,
+        },
     )
     return draft.conclude(Adjusted(rows=tuple(draft.rows[first:])))
 
@@ -457,7 +461,7 @@ def _audit_entry(
     after: Mapping[str, object],
 ) -> AuditEntry:
     return AuditEntry(
-        id=fact_id("aud", draft.now_ms, draft.state.organization_id, draft.seq),
+        id=audited.entry_id or fact_id("aud", draft.now_ms, draft.state.organization_id, draft.seq),
         at_ms=draft.now_ms,
         actor=audited.actor,
         action=action,

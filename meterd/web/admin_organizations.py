@@ -30,6 +30,7 @@ from meterd.core.plan import UNSET as UNCHANGED, Limits, Terms, contract_fields,
 from meterd.core.units import rfc3339, whole_minutes
 from meterd.errors import OrganizationUnknownError, Problem, RequestInvalidError
 from meterd.ports import NewOrganization, StoredKey
+from meterd.web.idempotency import effect_id, is_retry
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply
 from meterd.web.requests import (
@@ -194,7 +195,14 @@ async def adjust_reply(
     bundle: WebServices, organization_id: str, body: AdjustmentBody, actor: str
 ) -> Reply:
     """Book an adjustment. Errors: ProblemError, RequestInvalidError; as `ask` and `durable`."""
-    audited = Audited(actor=actor, reason=body.reason)
+    entry_id = effect_id(bundle.ids, "aud")
+    if is_retry():
+        snapshot = await bundle.organizations.snapshot(organization_id)
+        await bundle.organizations.durable(organization_id, snapshot.seq)
+        booked = await bundle.directory.adjustment(organization_id, entry_id)
+        if booked is not None:
+            return json_reply(201, Page(data=[row_object(row) for row in booked]))
+    audited = Audited(actor=actor, reason=body.reason, entry_id=entry_id)
     command = Adjust(audited=audited, agent_ms=body.agent_ms, label=body.period)
     answer = await bundle.organizations.ask(organization_id, command)
     match answer.outcome:
@@ -230,7 +238,8 @@ async def create() -> Response:
     body = await body_as(NewOrganizationBody)
     bundle = services()
     new = new_organization(bundle, body, actor)
-    if not await bundle.directory.create_organization(new):
+    is_created = await bundle.directory.create_organization(new)
+    if not is_created and not is_retry():  # a retry may find what it made
         raise ProblemError("organization_exists")
     content = await described(bundle, body.id)
     location = f"/admin/v1/organizations/{body.id}"
@@ -286,8 +295,16 @@ async def create_key(organization_id: str) -> Response:
     actor = await operator()
     query()
     body = await body_as(NewKeyBody)
-    key, text = await services().keyring.create(
-        _known_form(organization_id), scopes=body.scopes, name=body.name, created_by=actor
+    key_id, keyring = effect_id(services().ids, "key"), services().keyring
+    if is_retry():  # the key it may have made was seen by nobody: it is replaced
+        await keyring.revoke(_known_form(organization_id), key_id, revoked_by=actor)
+        key_id = services().ids.new("key")
+    key, text = await keyring.create(
+        _known_form(organization_id),
+        scopes=body.scopes,
+        name=body.name,
+        created_by=actor,
+        key_id=key_id,
     )
     content = {**_key_object(key), "key": text}
     return response(json_reply(201, content))

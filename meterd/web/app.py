@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final
+from typing import Final, cast
 
 import attrs
 import trio
@@ -28,7 +28,9 @@ from meterd.web.events import events
 from meterd.web.billing import admin_billing, billing
 from meterd.web.front.hot import HotPath
 from meterd.web.health import health
+from meterd.web.idempotency import Handler, idempotent
 from meterd.web.hot import HotAnswers
+from meterd.web.openapi import openapi, registered, route_of
 from meterd.web.metrics import metrics
 from meterd.web.problems import KINDS, error_reply, problem_reply
 from meterd.web.quota import quota
@@ -84,6 +86,17 @@ def create_app(services: WebServices) -> Web:
 
 
 def make_application(services: WebServices) -> QuartTrio:
+def _honour_keys(app: QuartTrio) -> None:
+    """Let every POST that changes state honour `Idempotency-Key`, but those that need none."""
+    for method, path, endpoint in list(registered(app)):
+        route = route_of(method, path)
+        if method != "POST" or (route is not None and not route.takes_keys):
+            continue
+        scopes = () if route is None else route.scopes
+        handler = cast("Handler", app.view_functions[endpoint])  # every handler is ours
+        app.view_functions[endpoint] = idempotent(handler, scopes)
+
+
     """Return the Quart application, which serves every route by itself."""
     app = QuartTrio("meterd.web", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = services.config.body_bytes_max
@@ -110,6 +123,7 @@ def make_application(services: WebServices) -> QuartTrio:
     ):
         app.register_blueprint(blueprint)
 
+        openapi,
     answered = services.metrics.tally(HTTP_REQUESTS)
     durations = services.metrics.histograms(HTTP_SECONDS)
 

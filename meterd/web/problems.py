@@ -139,6 +139,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     "body_too_large": Kind(413, "Content Too Large", "The body is too large."),
     "unsupported_media_type": Kind(
         415, "Unsupported Media Type", "Send JSON, as `Content-Type: application/json`."
+    "idempotency_in_flight": Kind(
+        409, _CONFLICT, "A request with this Idempotency-Key is still being answered."
+    ),
     ),
     "upgrade_required": Kind(
         426, "Upgrade Required", "Open a WebSocket here, subprotocol `meterd.v1`."
@@ -155,6 +158,12 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "exceeds_hard_limit": Kind(422, _UNPROCESSABLE, "The debit would pass the hard limit."),
     "exceeds_overage_cap": Kind(
+    "idempotency_key_reused": Kind(
+        422, _UNPROCESSABLE, "This Idempotency-Key was sent with a different request."
+    ),
+    "idempotency_key_invalid": Kind(
+        422, _UNPROCESSABLE, "An Idempotency-Key is 1 to 255 printable ASCII characters."
+    ),
         422, _UNPROCESSABLE, "The debit would pass the organization's own overage cap."
     ),
     # Our own trouble.

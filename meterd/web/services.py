@@ -13,6 +13,7 @@ from meterd.actors.billing_desk import BillingDesk
 from meterd.actors.books import Books
 from meterd.actors.charges import Charges
 from meterd.actors.inspection import Inspector
+from meterd.actors.connections import ConnectionMeter
 from meterd.actors.keyring import KeyRing
 from meterd.actors.organizations import Organizations
 from meterd.actors.reconciliation import StripeReconciliation
@@ -24,12 +25,12 @@ from meterd.core.period import Period
 from meterd.core.plan import Terms
 from meterd.core.task import Task
 from meterd.observe.metrics import Metrics
-from meterd.ports import Clock, Directory, Ids, StripeStore, UsageBooks
+from meterd.ports import AnswerStore, Clock, Directory, Ids, StripeStore, UsageBooks
 from meterd.web.readiness import Readiness
 
 
-class Reader(Directory, UsageBooks, Protocol):
-    """What is read from the store without an actor: lists, one task, one period."""
+class Reader(Directory, UsageBooks, AnswerStore, Protocol):
+    """What the web asks of the store without an actor: lists, one task, kept answers."""
 
     async def recall_task(self, organization_id: str, task_id: str) -> Task | None:
         """Return a task as stored, whatever its state."""
@@ -73,3 +74,5 @@ class WebServices:
     """`None`: this process charges nothing."""
     metrics: Metrics = attrs.Factory(Metrics)
     """What `/metrics` shows; the composition root puts readers in."""
+    connections: ConnectionMeter | None = None
+    """Meters agent streams; `None`: their time is not metered."""

@@ -29,6 +29,7 @@ from meterd.core.ids import is_printable_name
 from meterd.core.quota import QuotaView
 from meterd.core.task import TaskInfo, TaskOutcome, TaskState
 from meterd.web.codec import canonical_json
+from meterd.web.idempotency import effect_id
 from meterd.web.problems import ProblemError, denial_reply
 from meterd.web.quota import quota_view
 from meterd.web.reply import Reply, json_reply, rate_limit_headers
@@ -77,7 +78,7 @@ async def start_reply(
 
     Errors: as `Organizations.ask` and `durable`.
     """
-    task_id = body.task_id or bundle.ids.new("task")
+    task_id = body.task_id or effect_id(bundle.ids, "task")
     answer = await bundle.organizations.ask(organization_id, start_command(body, task_id))
     view = await quota_view(bundle, organization_id, body.agent_id)
     match answer.outcome:

@@ -35,6 +35,7 @@ from meterd.ports import (
     DeadLetter,
     NewOrganization,
     OrganizationSummary,
+    RememberedAnswer,
     RowFilter,
     StoredKey,
 )
@@ -95,6 +96,7 @@ class Database:
     webhooks: WebhookTables = attrs.Factory(WebhookTables)
     keys: dict[str, tuple[StoredKey, bytes]] = attrs.Factory(dict)
     stored_pepper: bytes | None = None
+    answers: dict[tuple[str, bytes], RememberedAnswer] = attrs.Factory(dict)
 
     def take(self) -> int:
         """Become the owner: return the next epoch; stores with an older one are fenced off."""
@@ -328,6 +330,15 @@ class MemoryStore:
             found = [row for row in found if (row.at_ms, row.id) < after]
         return found[:limit]
 
+    async def adjustment(self, organization_id: str, entry_id: str) -> Sequence[UsageRow] | None:
+        """Return the rows of the adjustment with this audit entry; None: there is none."""
+        await trio.lowlevel.checkpoint()
+        key, entry = self.database.audits.get(entry_id, (None, None))
+        if entry is None or key != organization_id:
+            return None
+        rows = self.database.organizations[organization_id].rows
+        return [rows[row_id] for row_id in json.loads(entry.after_json)["rows"]]
+
     async def usage_days(self, organization_id: str, *, since_ms: int) -> Sequence[DaySum]:
         """Return the sums of the UTC days from the one that contains an instant on."""
         await trio.lowlevel.checkpoint()
@@ -358,6 +369,34 @@ class MemoryStore:
     def _rows(self, organization_id: str) -> Iterable[UsageRow]:
         record = self.database.organizations.get(organization_id)
         return () if record is None else record.rows.values()
+
+    # --- AnswerStore ------------------------------------------------------------------------
+
+    async def begin_answer(
+        self, scope: str, key_hash: bytes, fingerprint: bytes, *, at_ms: int, forget_before_ms: int
+    ) -> RememberedAnswer:
+        """Return what is known of the key, remembering it; what is older is forgotten."""
+        await trio.lowlevel.checkpoint()
+        known = self.database.answers.get((scope, key_hash))
+        if known is None or known.begun_at_ms < forget_before_ms:
+            known = RememberedAnswer(
+                is_new=True, fingerprint=fingerprint, begun_at_ms=at_ms, status=None, sealed=None
+            )
+            self.database.answers[scope, key_hash] = attrs.evolve(known, is_new=False)
+        return known
+
+    async def keep_answer(self, scope: str, key_hash: bytes, *, status: int, sealed: bytes) -> None:
+        """Keep the answer of a request that has begun."""
+        await trio.lowlevel.checkpoint()
+        begun = self.database.answers.get((scope, key_hash))
+        if begun is not None:
+            kept = attrs.evolve(begun, status=status, sealed=sealed)
+            self.database.answers[scope, key_hash] = kept
+
+    async def drop_answer(self, scope: str, key_hash: bytes) -> None:
+        """Forget a request that has begun: it changed nothing."""
+        await trio.lowlevel.checkpoint()
+        self.database.answers.pop((scope, key_hash), None)
 
     # --- what PostgreSQL does by itself -----------------------------------------------------
 

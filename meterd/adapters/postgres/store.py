@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import attrs
 
+from meterd.adapters.postgres.answers import PostgresAnswers
 from meterd.adapters.postgres.directory import PostgresDirectory
 from meterd.adapters.postgres.keys import PostgresKeys
 from meterd.adapters.postgres.ledger import LedgerWriter
@@ -18,7 +19,9 @@ from meterd.ports import Clock
 
 
 @attrs.define(eq=False, slots=False)
-class PostgresStore(LedgerWriter, LedgerReader, PostgresKeys, PostgresDirectory, PostgresUsage):
+class PostgresStore(
+    LedgerWriter, LedgerReader, PostgresKeys, PostgresDirectory, PostgresUsage, PostgresAnswers
+):
     """`LedgerStore`, `KeyStore`, `Directory`, `UsageBooks` on a pair of pools, for one epoch."""
 
     pools: PostgresPools

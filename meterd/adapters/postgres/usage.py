@@ -57,6 +57,16 @@ class PostgresUsage:
         found = await self.pools.read("list ledger rows", work)
         return [records.row_from(record) for record in found]
 
+    async def adjustment(self, organization_id: str, entry_id: str) -> Sequence[UsageRow] | None:
+        """Return the rows of the adjustment with this audit entry; None: there is none."""
+
+        async def work(connection: Connection) -> list[Any]:
+            text = statements("usage")["adjustment"]
+            return list(await connection.fetch(text, organization_id, entry_id))
+
+        found = await self.pools.read("find an adjustment", work)
+        return [records.row_from(record) for record in found] or None
+
     async def usage_days(self, organization_id: str, *, since_ms: int) -> Sequence[DaySum]:
         """Return the sums of the UTC days from the one that contains an instant on."""
         return await self._sums("usage_days", organization_id, to_datetime(since_ms).date())

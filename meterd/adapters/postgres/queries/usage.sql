@@ -34,3 +34,12 @@ JOIN organization_terms t USING (organization_id, terms_seq)
 WHERE u.organization_id = $1 AND u.period_start < $2
 ORDER BY u.period_start DESC
 LIMIT $3
+
+-- name: adjustment
+-- An adjustment always has rows, so no row means no such entry.
+SELECT r.*
+FROM audit_log a
+CROSS JOIN LATERAL jsonb_array_elements_text(a.after -> 'rows') WITH ORDINALITY AS x (id, number)
+JOIN usage_records r ON r.id = x.id
+WHERE a.id = $2 AND a.organization_id = $1
+ORDER BY x.number

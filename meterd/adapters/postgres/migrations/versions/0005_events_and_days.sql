@@ -63,7 +63,6 @@ CREATE TABLE idempotency_keys (
     key_hash bytea NOT NULL,
     fingerprint bytea NOT NULL,             -- of the request
     created_at timestamptz NOT NULL,
-    epoch bigint NOT NULL,                  -- of the process that began to answer
     status integer,
     sealed bytea,                           -- headers and body, encrypted: a key is shown once
     PRIMARY KEY (scope, key_hash)
