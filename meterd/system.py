@@ -46,6 +46,7 @@ from meterd.adapters.postgres.pool import (
 )
 from meterd.adapters.postgres.store import PostgresStore
 from meterd.adapters.postgres.stripe import PostgresStripe
+from meterd.adapters.postgres.trail import PostgresTrail
 from meterd.adapters.stripe.client import StripePayments, open_stripe
 from meterd.bookkeeping import books_of, measure_books, scheduler_of
 from meterd.charging import billing_of, charges_of, jobs_of
@@ -57,6 +58,8 @@ from meterd.core.supervision import StrikePolicy
 from meterd.core.task import Plausibility
 from meterd.core.units import DAY_MS, SECOND_MS, rfc3339
 from meterd.errors import ConfigError
+from meterd.notifying import webhooks_of
+from meterd.observe.tasktree import task_tree
 from meterd.web.app import WebServices, create_app
 from meterd.web.front_door import FrontDoor, FrontDoorLimits, TrustedProxies, open_listeners
 from meterd.web.readiness import Readiness
@@ -182,7 +185,9 @@ async def run_meterd(
         ]
             Service("connections", connections.run, clock=clock),
         readiness = Readiness(organizations, services, clock=clock)
-        inspector = Inspector(organizations, services)
+        inspector = Inspector(
+            organizations, services, states=telemetry.states(portal, pools, owner, pulse, clock)
+        )
         web = WebServices(
             organizations=organizations,
             inspector=inspector,
@@ -196,6 +201,9 @@ async def run_meterd(
             stripe_actor=follower,
             books=books,
             scheduler=scheduler,
+            webhooks=webhooks,
+            connections=connections,
+            trail=PostgresTrail(pools),
             billing=billing,
         )
         telemetry.measure_organizations(web.metrics, organizations)
@@ -231,6 +239,7 @@ async def _serve(config: Config, web: WebServices, task_status: trio.TaskStatus[
     url = _url_of(listeners)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, stopping)
+        nursery.start_soon(_show_tasks_on_signal)
         await nursery.start(door.serve, listeners)
         web.readiness.is_accepting = True
         task_status.started(
@@ -278,6 +287,13 @@ async def _stop_on_signal(stopping: trio.Event) -> None:
                 log.error("stopped_by_second_signal")
                 os._exit(1)
             stopping.set()
+
+
+async def _show_tasks_on_signal() -> None:
+    """Write the tree of tasks to the log whenever SIGUSR1 arrives."""
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        async for _ in signals:
+            log.warning("task_tree", tasks=list(task_tree()))
 
 
 @contextlib.asynccontextmanager

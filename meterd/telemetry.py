@@ -13,9 +13,11 @@ from typing import Any, Protocol
 import attrs
 import trio
 
+from meterd.actors.inspection import State
 from meterd.actors.organizations import Organizations
 from meterd.actors.pulse import Pulse
 from meterd.actors.supervisor import Service
+from meterd.adapters.asyncio_thread import AsyncioThread
 from meterd.adapters.clock import SystemClock
 from meterd.adapters.postgres.pool import Lane, PostgresPools
 from meterd.core.commands import Command, Heartbeat
@@ -158,6 +160,34 @@ def measure_door(metrics: Metrics, door: FrontDoor) -> None:
     metrics.read(names.CONNECTIONS_ACCEPTED, lambda: counters.accepted)
     metrics.read(names.CONNECTIONS_ENDED, ended)
     metrics.read(names.STREAM_MESSAGES, lambda: counters.stream_messages)
+
+
+def states(
+    portal: AsyncioThread,
+    pools: PostgresPools,
+    owner: OwnerLock,
+    pulse: Pulse,
+    clock: SystemClock,
+) -> Mapping[str, State]:
+    """Return what operators see in the views of service actors beside the ledger's own figures."""
+
+    def lateness() -> dict[str, Any]:
+        counted = pulse.lateness
+        return {
+            "latest_ms": round(pulse.latest_s * SECOND_MS),
+            "peak_ms": round(counted.peak * SECOND_MS),
+            "mean_ms": round(counted.total * SECOND_MS / max(1, counted.count), 1),
+            "clock_jump_ms": clock.jump_ms,
+        }
+
+    def store() -> dict[str, Any]:
+        return {
+            "lock_held": owner.is_held,
+            "calls_in_flight": portal.in_flight,
+            "pools": {lane.value: attrs.asdict(pools.use(lane)) for lane in Lane},
+        }
+
+    return {"pulse": lateness, "owner": store}
 
 
 def decisions(organizations: Organizations) -> dict[tuple[str, ...], int]:

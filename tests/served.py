@@ -25,6 +25,7 @@ from meterd.actors.organizations import ActorPolicy, Organizations
 from meterd.actors.supervisor import Service
 from meterd.adapters.ids import IdSource
 from meterd.adapters.memory.store import Database, MemoryStore
+from meterd.adapters.memory.trail import MemoryTrail
 from meterd.config import Config
 from meterd.core.decide import decide
 from meterd.core.journal import OrganizationBatch, StoredOrganization
@@ -227,6 +228,7 @@ async def open_world(
         clock=clock,
         ids=ids,
         config=config,
+        trail=MemoryTrail(database),
     )
     async with trio.open_nursery() as nursery:
         for actor in actors:

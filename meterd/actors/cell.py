@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 import attrs
 import trio
 
+from meterd.actors.trace import Trace
 from meterd.core.commands import Command, Outcome
 from meterd.core.organization import OrganizationState
 
@@ -119,8 +120,10 @@ class Cell:
     is_on_probation: bool = False
     """After a quarantine, until one message went well: the next crash is one too many."""
     last_error: str | None = None
-    trace: deque[str] | None = None
+    trace: Trace | None = None
     """The last messages and outcomes, when an operator has switched it on."""
+    loaded_ms: int = 0
+    """When it was last read from the store."""
 
     @property
     def is_idle(self) -> bool:

@@ -12,6 +12,7 @@ Rule 3: what is answered may be acknowledged only when it is durable (`durable`)
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -24,8 +25,9 @@ from meterd.actors.activation import Activation
 from meterd.actors.cell import Answer, Cell, Letter, Phase, Reply
 from meterd.actors.ledger import Ledger
 from meterd.actors.recall import Recall
-from meterd.actors.supervisor import Crash, attempt
+from meterd.actors.supervisor import Crash, attempt, where_in
 from meterd.actors.timers import Timers
+from meterd.actors.trace import Trace
 from meterd.core.commands import (
     Adjust,
     Audited,
@@ -365,7 +367,7 @@ class Organizations:
             cell.timer_ms = wakeup_ms
             self.timers.set(cell.organization_id, wakeup_ms)
         if cell.trace is not None:
-            cell.trace.append(f"{now_ms} {command!r} -> {decision.outcome!r}")
+            cell.trace.note(now_ms, command, decision.outcome)
         return Answer(decision.outcome, state.seq)
 
     def _count(self, state: OrganizationState, command: Command, decision: Decision) -> None:
@@ -425,6 +427,7 @@ class Organizations:
             address=address,
             kind="message",
             error=cell.last_error,
+            detail_json=json.dumps({"command": type(command).__name__, "where": where_in(error)}),
         )
         self.dead_letters.append(letter)
         self.ledger.bury(letter)
@@ -464,6 +467,30 @@ class Organizations:
             self._reload(cell)
         return cell is not None
 
+    def passivate(self, organization_id: str) -> bool:
+        """Let an idle organization leave memory now; False when it must stay.
+
+        It stays while it is not ready, tasks run, messages wait or facts are not durable.
+        """
+        cell = self._cells.get(organization_id)
+        if cell is None or not cell.is_idle or self.ledger.waiting(organization_id):
+            return False
+        del self._cells[organization_id]
+        self.ledger.forget(organization_id)
+        self.passivated += 1
+        return True
+
+    def trace(self, organization_id: str, *, is_on: bool) -> bool:
+        """Write down an organization's messages, or stop; False when it is not in memory."""
+        cell = self._cells.get(organization_id)
+        if cell is None:
+            return False
+        if not is_on:
+            cell.trace = None
+        elif cell.trace is None:
+            cell.trace = Trace()
+        return True
+
     # --- activation and passivation -----------------------------------------------------------
 
     async def activate_at_work(self) -> None:
@@ -495,6 +522,7 @@ class Organizations:
             self._strike(cell, Tick(), restored.error)
             return
         cell.state, cell.phase, cell.load_tries = restored, Phase.READY, 0
+        cell.loaded_ms = self.clock.now_ms()
         self._work_off(cell)
 
     def _unreadable(self, organization_id: str, error: Exception) -> None:

@@ -8,8 +8,10 @@ Cancellation is never caught.
 
 from __future__ import annotations
 
+import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import attrs
 import structlog
@@ -25,6 +27,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
+
+FAILURES_KEPT: Final = 20
+"""Failures that each service actor remembers for operators."""
+
+WHERE_FRAMES: Final = 3
+"""Innermost frames named for a crash."""
 
 
 @attrs.frozen
@@ -52,6 +60,25 @@ async def attempt_async(
         return Crash(error)
 
 
+def where_in(error: BaseException) -> str:
+    """Return where an error was raised: file, line and function, innermost first; no values."""
+    frames = traceback.extract_tb(error.__traceback__)[-WHERE_FRAMES:]
+    return " < ".join(
+        f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}"
+        for frame in reversed(frames)
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """One failure of a service actor."""
+
+    at_ms: int
+    address: str
+    error: str
+    where: str
+
+
 class EscalatedError(MeterdError):
     """A service actor failed too often: the process must be restarted."""
 
@@ -71,6 +98,8 @@ class Service:
         self.restarts = 0
         self.last_error: str | None = None
         self.phase = "ready"
+        self.failures: deque[Failure] = deque(maxlen=FAILURES_KEPT)
+        self._scope: trio.CancelScope | None = None
         self._run = run
         self._clock = clock
         self._policy = policy or RestartPolicy()
@@ -90,13 +119,20 @@ class Service:
         """
         while True:
             try:
-                await self._run()
+                with trio.CancelScope() as self._scope:
+                    await self._run()
+                    return
             except OwnershipLostError:
                 raise
             except Exception as error:
                 await self._back_off(error)
             else:
-                return
+                self.restarts += 1  # an operator asked for it: it starts again at once
+
+    def restart(self) -> None:
+        """Cancel the actor and start it again at once: an operator's, so not a failure."""
+        if self._scope is not None:
+            self._scope.cancel()
 
     async def _back_off(self, error: Exception) -> None:
         now_ms = self._clock.now_ms()
@@ -106,6 +142,14 @@ class Service:
             now_ms,
         )
         self.last_error = f"{type(error).__name__}: {error}"
+        self.failures.append(
+            Failure(
+                at_ms=now_ms,
+                address=f"service/{self.name}",
+                error=self.last_error,
+                where=where_in(error),
+            )
+        )
         verdict = after_failure(self._policy, self._failures_ms, now_ms)
         if isinstance(verdict, Escalate):
             self.phase = "escalated"

@@ -1,18 +1,66 @@
-"""`meterd stripe`: the inbox of Stripe's events in a running meterd."""
+"""`meterd stripe`: set a Stripe account up, and look at the inbox of a running meterd.
+
+`setup` asks Stripe with METERD_STRIPE_API_KEY; `events` and `retry` ask a running meterd.
+Exit codes of `setup`: 0 everything is as it should be, 1 something is missing or differs.
+"""
 
 from __future__ import annotations
 
-import click
+import json
+import random
+from collections.abc import Iterator
 
+import attrs
+import click
+import trio
+
+from meterd.actors.stripe import RECONCILED, SIGNALS
+from meterd.adapters.catalogue import load_catalogue
+from meterd.adapters.stripe.client import open_stripe
+from meterd.adapters.stripe.setup import StripeSetup
+from meterd.cli import ExitCode
 from meterd.cli._admin import Admin, asks_meterd, show_json, show_table
+from meterd.cli._options import configured
+from meterd.config import Config, LoadedConfig
+from meterd.errors import ConfigError
 
 
 @click.group()
 def command() -> None:
-    """Show the inbox of Stripe's events in a running meterd, and work an event off again.
+    """Set a Stripe account up, show the inbox of its events, and work an event off again."""
 
-    The admin key comes from METERD_ADMIN_KEY.
+
+@command.command()
+@click.option("--apply", "applies", is_flag=True, help="Make it so; without it nothing is changed.")
+@click.option("--webhook-url", metavar="URL", help="Where Stripe reaches meterd's webhook route.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@configured("plans")
+def setup(
+    *, loaded: LoadedConfig, applies: bool, webhook_url: str | None, as_json: bool
+) -> ExitCode:
+    """Look whether Stripe has the products, prices, portal and webhook that meterd needs.
+
+    The key comes from METERD_STRIPE_API_KEY, the prices from the plan catalogue.
     """
+    found = trio.run(_set_up, loaded.config, webhook_url, applies)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "steps": [attrs.asdict(step) for step in found.steps],
+                    "webhook_secret": found.webhook_secret,
+                },
+                indent=2,
+            )
+        )
+    else:
+        rows = [(step.state, step.what, step.detail) for step in found.steps]
+        show_table(("STATE", "WHAT", "DETAIL"), rows)
+        if found.webhook_secret is not None:
+            click.echo(f"METERD_STRIPE_WEBHOOK_SECRETS={found.webhook_secret}")
+            click.echo("Stripe shows this secret only now: keep it.", err=True)
+    is_open = any(step.state in {"missing", "differs"} for step in found.steps)
+    return ExitCode.FAILED if is_open else ExitCode.OK
 
 
 @command.command()
@@ -20,7 +68,7 @@ def command() -> None:
 @click.option("--limit", type=click.IntRange(1, 1_000), default=50, show_default=True)
 @asks_meterd
 def events(*, admin: Admin, as_json: bool, state: str | None, limit: int) -> None:
-    """List events, newest received first."""
+    """List the events in the inbox of a running meterd, newest received first."""
     found = admin.get("stripe/events", state=state, limit=limit)["data"]
     if as_json:
         show_json(found)
@@ -52,3 +100,26 @@ def retry(*, admin: Admin, as_json: bool, event_id: str) -> None:
         show_json(answer)
     else:
         click.echo(f"{answer['id']} is {answer['state']}")
+
+
+async def _set_up(config: Config, webhook_url: str | None, applies: bool) -> StripeSetup:
+    if config.stripe_api_key is None:
+        raise ConfigError("stripe_api_key is not set: set METERD_STRIPE_API_KEY.")
+    key = config.stripe_api_key.get_secret_value()
+    async with open_stripe(key, jitter=_jitter(), api_base=config.stripe_api_base) as payments:
+        made = StripeSetup(
+            payments,
+            load_catalogue(config.plans),
+            sorted(SIGNALS - {RECONCILED}),
+            webhook_url,
+            applies=applies,
+        )
+        await made.run()
+        return made
+
+
+def _jitter() -> Iterator[float]:
+    """Yield numbers in [0, 1) that spread retries apart."""
+    chance = random.SystemRandom()
+    while True:
+        yield chance.random()

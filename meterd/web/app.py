@@ -41,6 +41,7 @@ from meterd.web.settings import settings
 from meterd.web.stream_transport import StreamGate
 from meterd.web.stripe_webhook import stripe_webhook
 from meterd.web.tasks import tasks
+from meterd.web.trail import trail
 from meterd.web.usage import usage
 
 
@@ -113,6 +114,7 @@ def _honour_keys(app: QuartTrio) -> None:
         admin_books,
         health,
         metrics,
+        trail,
         admin_billing,
         admin_stripe,
         billing,

@@ -127,6 +127,15 @@ KINDS: Final[Mapping[str, Kind]] = {
     "charge_not_held": Kind(
         409, _CONFLICT, "The charge is not waiting for a decision: it went on, or is final."
     ),
+    "actor_busy": Kind(
+        409,
+        _CONFLICT,
+        "The actor cannot leave memory: it is not ready, tasks run, or something waits.",
+    ),
+    "not_for_this_actor": Kind(409, _CONFLICT, "This can be done to organizations' actors only."),
+    "too_many_endpoints": Kind(
+        409, _CONFLICT, "The organization has as many webhook endpoints as it may."
+    ),
     "job_running": Kind(409, _CONFLICT, "The job is running already."),
     "id_conflict": Kind(409, _CONFLICT, "An event with this id and source said something else."),
     "event_ambiguous": Kind(

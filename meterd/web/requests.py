@@ -81,8 +81,17 @@ async def body_as(kind: type[T]) -> T:
     types = request.headers.getlist("content-type")
     if len(types) != 1 or not _JSON_TYPE.fullmatch(types[0]):
         raise ProblemError("unsupported_media_type")
-    raw = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+    raw = await request.get_data(cache=True, as_text=False, parse_form_data=False)
     return decode(kind, parse_json(raw))
+
+
+async def body_or_default(kind: type[T]) -> T:
+    """Return the JSON body as a `kind`, or a `kind` without fields when there is no body at all.
+
+    Errors: as `body_as`.
+    """
+    raw = await request.get_data(cache=True, as_text=False, parse_form_data=False)
+    return await body_as(kind) if raw else kind()
 
 
 def query(*known: str) -> Mapping[str, str]:

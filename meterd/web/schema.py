@@ -356,6 +356,25 @@ class AdjustmentBody(Request, frozen=True):
     ) = None
 
 
+class ActorBody(Request, frozen=True):
+    """Lay hands on an actor."""
+
+    reason: Reason | UnsetType = UNSET
+
+
+class TraceBody(Request, frozen=True):
+    """Write down an actor's messages, or stop."""
+
+    on: Annotated[
+        bool,
+        Meta(
+            description="Whether messages are written down.",
+            extra={"must": "must be true or false"},
+        ),
+    ] = True
+    reason: Reason | UnsetType = UNSET
+
+
 def contract_of(body: ContractBody | None) -> Contract:
     """Return the contract that a body describes; none when there is no body."""
     if body is None:
