@@ -58,7 +58,6 @@ from meterd.core.supervision import StrikePolicy
 from meterd.core.task import Plausibility
 from meterd.core.units import DAY_MS, SECOND_MS, rfc3339
 from meterd.errors import ConfigError
-from meterd.notifying import webhooks_of
 from meterd.observe.tasktree import task_tree
 from meterd.web.app import WebServices, create_app
 from meterd.web.front_door import FrontDoor, FrontDoorLimits, TrustedProxies, open_listeners
@@ -201,8 +200,6 @@ async def run_meterd(
             stripe_actor=follower,
             books=books,
             scheduler=scheduler,
-            webhooks=webhooks,
-            connections=connections,
             trail=PostgresTrail(pools),
             billing=billing,
         )
