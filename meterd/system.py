@@ -169,20 +169,20 @@ async def run_meterd(
             config, pools, books, ids=ids, jitter=_jitter(chance), more=jobs_of(config, billing)
         )
         pulse = Pulse()
+        connections = ConnectionMeter(organizations, clock=clock, ids=ids)
         services = [
             Service("ledger", ledger.run, clock=clock),
             Service("activation", organizations.activation.run, clock=clock),
             Service("timers", organizations.timers.run, clock=clock),
             Service("janitor", organizations.run_janitor, clock=clock),
             Service("keyring", keyring.watch, clock=clock),
-        connections = ConnectionMeter(organizations, clock=clock, ids=ids)
+            Service("connections", connections.run, clock=clock),
             Service("owner", owner.keep, clock=clock),
             Service("stripe", follower.run, clock=clock),
             Service("charges", charges.run, clock=clock),
             Service("scheduler", scheduler.run, clock=clock),
             Service("pulse", pulse.run, clock=clock),
         ]
-            Service("connections", connections.run, clock=clock),
         readiness = Readiness(organizations, services, clock=clock)
         inspector = Inspector(
             organizations, services, states=telemetry.states(portal, pools, owner, pulse, clock)
@@ -200,6 +200,7 @@ async def run_meterd(
             stripe_actor=follower,
             books=books,
             scheduler=scheduler,
+            connections=connections,
             trail=PostgresTrail(pools),
             billing=billing,
         )
@@ -210,7 +211,6 @@ async def run_meterd(
         telemetry.measure_process(
             web.metrics, services=services, readiness=readiness, pulse=pulse, clock=clock
         )
-            connections=connections,
         async with trio.open_nursery() as actors:
             for service in services:
                 actors.start_soon(service.run)
@@ -263,6 +263,9 @@ async def _stop(config: Config, web: WebServices, door: FrontDoor) -> None:
     door.stop_accepting()
     await door.drained(timeout_ms=config.shutdown_requests_ms)
     door.abort_all()
+    if web.connections is not None:
+        with trio.move_on_after(config.shutdown_requests_ms / SECOND_MS):
+            await web.connections.settle()
     web.organizations.stop()
     ledger = web.organizations.ledger
     with trio.move_on_after(config.shutdown_flush_ms / SECOND_MS):
@@ -275,9 +278,6 @@ async def _stop(config: Config, web: WebServices, door: FrontDoor) -> None:
 
 async def _stop_on_signal(stopping: trio.Event) -> None:
     """Stop cleanly on the first SIGTERM or SIGINT, at once on the second."""
-    if web.connections is not None:
-        with trio.move_on_after(config.shutdown_requests_ms / SECOND_MS):
-            await web.connections.settle()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             if stopping.is_set():

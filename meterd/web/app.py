@@ -25,13 +25,12 @@ from meterd.web.admin_stripe import admin_stripe
 from meterd.web.agent_stream import AgentGate, agent_stream
 from meterd.web.billing import admin_billing, billing
 from meterd.web.events import events
-from meterd.web.billing import admin_billing, billing
 from meterd.web.front.hot import HotPath
 from meterd.web.health import health
-from meterd.web.idempotency import Handler, idempotent
 from meterd.web.hot import HotAnswers
-from meterd.web.openapi import openapi, registered, route_of
+from meterd.web.idempotency import Handler, idempotent
 from meterd.web.metrics import metrics
+from meterd.web.openapi import openapi, registered, route_of
 from meterd.web.problems import KINDS, error_reply, problem_reply
 from meterd.web.quota import quota
 from meterd.web.reply import COMMON_HEADERS, new_request_id
@@ -86,7 +85,6 @@ def create_app(services: WebServices) -> Web:
     )
 
 
-def make_application(services: WebServices) -> QuartTrio:
 def _honour_keys(app: QuartTrio) -> None:
     """Let every POST that changes state honour `Idempotency-Key`, but those that need none."""
     for method, path, endpoint in list(registered(app)):
@@ -98,6 +96,7 @@ def _honour_keys(app: QuartTrio) -> None:
         app.view_functions[endpoint] = idempotent(handler, scopes)
 
 
+def make_application(services: WebServices) -> QuartTrio:
     """Return the Quart application, which serves every route by itself."""
     app = QuartTrio("meterd.web", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = services.config.body_bytes_max
@@ -122,10 +121,11 @@ def _honour_keys(app: QuartTrio) -> None:
         settings,
         usage,
         events,
+        openapi,
     ):
         app.register_blueprint(blueprint)
+    _honour_keys(app)
 
-        openapi,
     answered = services.metrics.tally(HTTP_REQUESTS)
     durations = services.metrics.histograms(HTTP_SECONDS)
 

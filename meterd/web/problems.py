@@ -137,6 +137,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         409, _CONFLICT, "The organization has as many webhook endpoints as it may."
     ),
     "job_running": Kind(409, _CONFLICT, "The job is running already."),
+    "idempotency_in_flight": Kind(
+        409, _CONFLICT, "A request with this Idempotency-Key is still being answered."
+    ),
     "id_conflict": Kind(409, _CONFLICT, "An event with this id and source said something else."),
     "event_ambiguous": Kind(
         409, _CONFLICT, "Events of several sources have this id: name the `source`."
@@ -148,14 +151,17 @@ KINDS: Final[Mapping[str, Kind]] = {
     "body_too_large": Kind(413, "Content Too Large", "The body is too large."),
     "unsupported_media_type": Kind(
         415, "Unsupported Media Type", "Send JSON, as `Content-Type: application/json`."
-    "idempotency_in_flight": Kind(
-        409, _CONFLICT, "A request with this Idempotency-Key is still being answered."
-    ),
     ),
     "upgrade_required": Kind(
         426, "Upgrade Required", "Open a WebSocket here, subprotocol `meterd.v1`."
     ),
     "invalid_request": Kind(422, _UNPROCESSABLE, "The request is not valid; see `errors`."),
+    "idempotency_key_reused": Kind(
+        422, _UNPROCESSABLE, "This Idempotency-Key was sent with a different request."
+    ),
+    "idempotency_key_invalid": Kind(
+        422, _UNPROCESSABLE, "An Idempotency-Key is 1 to 255 printable ASCII characters."
+    ),
     "time_out_of_range": Kind(
         422, _UNPROCESSABLE, "An event may be up to 35 days old and 5 minutes ahead."
     ),
@@ -167,12 +173,6 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "exceeds_hard_limit": Kind(422, _UNPROCESSABLE, "The debit would pass the hard limit."),
     "exceeds_overage_cap": Kind(
-    "idempotency_key_reused": Kind(
-        422, _UNPROCESSABLE, "This Idempotency-Key was sent with a different request."
-    ),
-    "idempotency_key_invalid": Kind(
-        422, _UNPROCESSABLE, "An Idempotency-Key is 1 to 255 printable ASCII characters."
-    ),
         422, _UNPROCESSABLE, "The debit would pass the organization's own overage cap."
     ),
     # Our own trouble.

@@ -12,8 +12,8 @@ import attrs
 from meterd.actors.billing_desk import BillingDesk
 from meterd.actors.books import Books
 from meterd.actors.charges import Charges
-from meterd.actors.inspection import Inspector
 from meterd.actors.connections import ConnectionMeter
+from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
 from meterd.actors.organizations import Organizations
 from meterd.actors.reconciliation import StripeReconciliation
@@ -25,7 +25,7 @@ from meterd.core.period import Period
 from meterd.core.plan import Terms
 from meterd.core.task import Task
 from meterd.observe.metrics import Metrics
-from meterd.ports import AnswerStore, Clock, Directory, Ids, StripeStore, UsageBooks
+from meterd.ports import AnswerStore, Clock, Directory, Ids, StripeStore, Trail, UsageBooks
 from meterd.web.readiness import Readiness
 
 
@@ -70,9 +70,11 @@ class WebServices:
     books: Books | None = None
     """Reports, reconciliation and findings; `None`: this process keeps no books."""
     scheduler: Scheduler | None = None
+    connections: ConnectionMeter | None = None
+    """Meters agent streams; `None`: their time is not metered."""
     billing: BillingServices | None = None
     """`None`: this process charges nothing."""
     metrics: Metrics = attrs.Factory(Metrics)
     """What `/metrics` shows; the composition root puts readers in."""
-    connections: ConnectionMeter | None = None
-    """Meters agent streams; `None`: their time is not metered."""
+    trail: Trail | None = None
+    """The audit log and dead letters; `None`: operators cannot look, nor lay hands on actors."""
