@@ -31,6 +31,7 @@ CHECKS = (
     "slots",
     "events",
     "days",
+    "charges",
 )
 """The statements of queries/audit.sql, in the order in which they are told."""
 

@@ -269,6 +269,26 @@ CROSS JOIN LATERAL (VALUES
 ) AS c (what, expected, found)
 WHERE c.expected <> c.found
 
+-- name: charges
+-- What a closed period was charged, void and parked included, is its cost rounded half-up, once.
+-- A period that changed since it was charged is not looked at: its next charge is under way.
+SELECT
+    m.organization_id, u.billing_period AS subject, 'charged cents' AS what,
+    round(coalesce(r.cost, 0) * 100) AS expected, coalesce(c.cents, 0) AS found
+FROM overage_periods m
+JOIN subscription_usage u
+    ON u.organization_id = m.organization_id AND u.period_start = m.period_start
+LEFT JOIN LATERAL (
+    SELECT sum(r.total_cost) AS cost FROM usage_records r
+    WHERE r.organization_id = u.organization_id AND r.billing_period = u.billing_period
+) r ON true
+LEFT JOIN LATERAL (
+    SELECT sum(c.amount_cents) AS cents FROM overage_charges c
+    WHERE c.organization_id = m.organization_id AND c.period_start = m.period_start
+) c ON true
+WHERE ($1::text IS NULL OR m.organization_id = $1) AND m.seq >= u.seq
+    AND round(coalesce(r.cost, 0) * 100) <> coalesce(c.cents, 0)
+
 -- name: organizations
 SELECT count(*) AS n FROM organizations WHERE $1::text IS NULL OR id = $1
 
