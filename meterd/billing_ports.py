@@ -206,9 +206,3 @@ class ChargeStore(Protocol):
     async def report(self, findings: Sequence[StoredFinding]) -> None:
         """Keep findings; one with a known id changes nothing."""
         ...
-
-    async def findings(
-        self, *, kind: str | None, after: tuple[int, str] | None, limit: int
-    ) -> Sequence[StoredFinding]:
-        """Return findings, newest first; `after` is the (at_ms, id) seen last."""
-        ...

@@ -214,23 +214,7 @@ class MemoryCharges:
             kept = (stored.organization_id or "", stored.finding)
             self.database.findings.setdefault(stored.finding.id, kept)
 
-    async def findings(
-        self, *, kind: str | None, after: tuple[int, str] | None, limit: int
-    ) -> Sequence[StoredFinding]:
-        """Return findings, newest first; `after` is the (at_ms, id) seen last."""
-        await trio.lowlevel.checkpoint()
-        found = sorted(self.database.findings.values(), key=lambda each: _age(each[1]))
-        return [
-            StoredFinding(organization_id=key or None, finding=finding)
-            for key, finding in reversed(found)
-            if kind in (None, finding.kind) and (after is None or _age(finding) < after)
-        ][:limit]
-
     async def _own(self) -> None:
         await trio.lowlevel.checkpoint()
         if self.database.epoch != self.epoch:
             raise OwnershipLostError("another process owns the database")
-
-
-def _age(finding: Finding) -> tuple[int, str]:
-    return (finding.at_ms, finding.id)

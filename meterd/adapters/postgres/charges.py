@@ -165,26 +165,6 @@ class PostgresCharges:
 
         await self._write("keep findings", work)
 
-    async def findings(
-        self, *, kind: str | None, after: tuple[int, str] | None, limit: int
-    ) -> Sequence[StoredFinding]:
-        """Return findings, newest first; `after` is the (at_ms, id) seen last."""
-        at_ms, finding_id = after or (INSTANT_MS_MAX, "")
-        at = to_datetime(at_ms)
-        found = await self._fetch("findings", "list findings", kind, at, finding_id, limit)
-        return [
-            StoredFinding(
-                organization_id=record["organization_id"],
-                finding=Finding(
-                    id=record["id"],
-                    at_ms=from_datetime(record["at"]),
-                    kind=record["kind"],
-                    detail_json=record["detail"],
-                ),
-            )
-            for record in found
-        ]
-
     async def _fetch(self, name: str, action: str, *arguments: Any) -> list[Any]:
         async def work(connection: Connection) -> list[Any]:
             return list(await connection.fetch(statements("charges")[name], *arguments))

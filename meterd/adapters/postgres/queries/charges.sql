@@ -124,10 +124,3 @@ ON CONFLICT (id) DO NOTHING
 INSERT INTO audit_log (id, at, actor, action, organization_id, reason, before, after)
 VALUES ($1, $2, $3, $4, $5, $6, $7::jsonb, $8::jsonb)
 ON CONFLICT (id) DO NOTHING
-
--- name: findings
--- $1: kind or null. $2, $3: time and id of the last one seen.
-SELECT id, at, kind, organization_id, detail::text AS detail FROM findings
-WHERE ($1::text IS NULL OR kind = $1) AND (at, id) < ($2, $3)
-ORDER BY at DESC, id DESC
-LIMIT $4
