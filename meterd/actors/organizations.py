@@ -32,6 +32,7 @@ from meterd.core.commands import (
     Adjust,
     Audited,
     Beat,
+    Beats,
     ChangeOrganization,
     Command,
     Decision,
@@ -39,11 +40,13 @@ from meterd.core.commands import (
     Finished,
     FinishTask,
     Heartbeat,
+    Heartbeats,
     NeedsEvents,
     NeedsEventsNamed,
     NeedsPeriod,
     NeedsTask,
     RecordEvents,
+    Report,
     StartTask,
     Tick,
     VoidEvent,
@@ -169,6 +172,26 @@ class Organizations:
             return None
         self._admit()
         return self._handle(cell, command)
+
+    def beat_nowait(self, organization_id: str, reports: Sequence[Report]) -> Answer | None:
+        """Take the first reports, as many as are plain, as one fact; the outcome is `Beats`.
+
+        None when none is taken: ask for the first alone, and if one of them makes the organization
+        crash, only that one will. Errors: as `ask_nowait`.
+        """
+        cell = self._cells.get(organization_id)
+        if cell is None or cell.phase is not Phase.READY or cell.mailbox is not None:
+            return None
+        self._admit()
+        state, now_ms = cell.state, self.clock.now_ms()
+        assert state is not None, organization_id
+        if is_due(state, now_ms):
+            return None
+        command = Heartbeats(reports)
+        decision = attempt(self._decide, state, command, now_ms)
+        if isinstance(decision, Crash) or decision.facts is None:
+            return None
+        return self._handle(cell, command, decision)
 
     async def ask(self, organization_id: str, command: Command) -> Answer:
         """Return the organization's answer, activating it and recalling what it needs.
@@ -342,24 +365,28 @@ class Organizations:
 
     # --- deciding ---------------------------------------------------------------------------
 
-    def _handle(self, cell: Cell, command: Command) -> Answer:
-        """Decide a message to completion; a crash costs the cell a strike, not the process."""
-        result = attempt(self._decide_now, cell, command)
+    def _handle(self, cell: Cell, command: Command, decision: Decision | None = None) -> Answer:
+        """Decide a message to completion; a crash costs the cell a strike, not the process.
+
+        A decision that has been made on the present state need not be made again.
+        """
+        result = attempt(self._decide_now, cell, command, decision)
         if isinstance(result, Crash):
             self._strike(cell, command, result.error)
             message = f"organization/{cell.organization_id} failed on {type(command).__name__}"
             raise ActorCrashedError(message) from result.error
         return result
 
-    def _decide_now(self, cell: Cell, command: Command) -> Answer:
+    def _decide_now(self, cell: Cell, command: Command, decision: Decision | None) -> Answer:
         state = cell.state
         assert state is not None, cell.organization_id
         now_ms = self.clock.now_ms()
         cell.touched_ms = now_ms
         cell.processed += 1
-        if is_due(state, now_ms):
-            self._commit(cell, state, self._decide(state, Tick(), now_ms))
-        decision = self._decide(state, command, now_ms)
+        if decision is None:
+            if is_due(state, now_ms):
+                self._commit(cell, state, self._decide(state, Tick(), now_ms))
+            decision = self._decide(state, command, now_ms)
         self._count(state, command, decision)
         self._commit(cell, state, decision)
         wakeup_ms = next_wakeup_ms(state, now_ms)
@@ -380,6 +407,9 @@ class Organizations:
                 self.beats += 1  # a heartbeat pays for this line only: about 0.1 µs
                 return
             self._count_unbilled(state, outcome.task)
+        elif isinstance(outcome, Beats):
+            self.beats += len(outcome.tasks)
+            return
         elif isinstance(outcome, Denied):
             what = outcome.reason
         elif isinstance(outcome, Finished):

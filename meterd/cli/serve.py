@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 
@@ -11,6 +12,10 @@ import trio
 from meterd.cli._options import configured
 from meterd.config import Config, LoadedConfig
 from meterd.system import Meterd, run_meterd
+
+
+COLLECT_EVERY = 10_000
+"""Objects between two looks for cycles: more than the facts of one flush, 0.3 ms a look."""
 
 
 @click.command()
@@ -32,7 +37,19 @@ async def _serve(config: Config) -> None:
             await run_meterd(config, say=_say, task_status=task_status)
 
         meterd = await nursery.start(run)
+        _calm_collector()
         print(f"meterd ready on {meterd.url}", flush=True)
+
+
+def _calm_collector() -> None:
+    """Let the cycle collector leave alone what lives for ever, and look at the rest less often.
+
+    States and facts hold no cycles, and facts live for one flush: with the interpreter's threshold
+    of 700 a quarter of a heartbeat's time went into looking at facts that were about to go.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_EVERY, 5, 10)
 
 
 def _say(text: str) -> None:

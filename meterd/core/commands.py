@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import Protocol
 
 import attrs
 
@@ -49,6 +50,30 @@ class Heartbeat:
     task_id: str
     elapsed_ms: int
     recalled: Recalled | None = None
+
+
+class Report(Protocol):
+    """What a heartbeat says."""
+
+    @property
+    def task_id(self) -> str:
+        """The task that runs."""
+        ...
+
+    @property
+    def elapsed_ms(self) -> int:
+        """Its cumulative elapsed time."""
+        ...
+
+
+@attrs.frozen
+class Heartbeats:
+    """Reports that arrived together, taken in their order as far as they are plain.
+
+    A shortcut for `Heartbeat` after `Heartbeat`: the whole costs one fact.
+    """
+
+    reports: Sequence[Report]
 
 
 @attrs.frozen(kw_only=True)
@@ -160,6 +185,7 @@ Command = (
     Tick
     | StartTask
     | Heartbeat
+    | Heartbeats
     | FinishTask
     | ChangeOrganization
     | ChangeSettings
@@ -229,6 +255,14 @@ class Beat:
     clamped: bool
     finished: bool = False
     """The task had already finished: nothing changed."""
+
+
+@attrs.frozen(slots=False)
+class Beats:
+    """The first reports were taken; the others are still to be asked for, one by one."""
+
+    tasks: tuple[Task, ...]
+    """Each report's task as that report left it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -327,6 +361,7 @@ Outcome = (
     | TaskUnknown
     | TaskClosed
     | Beat
+    | Beats
     | Finished
     | Adjusted
     | CreditExceedsUsage

@@ -33,6 +33,7 @@ from meterd.core.commands import (
     FinishTask,
     FollowSubscription,
     Heartbeat,
+    Heartbeats,
     NeedsPeriod,
     NeedsTask,
     PeriodUnknown,
@@ -51,7 +52,7 @@ from meterd.core.commands import (
     VoidEvent,
 )
 from meterd.core.following import enact_terms, expire_payment_grace, follow, turn_period
-from meterd.core.heartbeat import decide_at_once
+from meterd.core.heartbeat import decide_at_once, decide_together
 from meterd.core.ids import fact_id
 from meterd.core.metering import Draft
 from meterd.core.notification import NotificationKind
@@ -83,6 +84,8 @@ def decide(state: OrganizationState, command: Command, now_ms: int) -> Decision:
     match command:
         case Heartbeat():
             return _heartbeat(state, command, now_ms)
+        case Heartbeats(reports=reports):
+            return decide_together(state, reports, now_ms)
         case StartTask():
             return _start(state, command, now_ms)
         case FinishTask():

@@ -122,10 +122,7 @@ class AgentSession:
         self._takes_arrays = self._takes_arrays or payload.lstrip()[:1] == b"["
         self._outgoing = []
         try:
-            for message in read_frame(payload):
-                if not self._transport.is_open:
-                    break
-                self._take(message)
+            self._take_all(read_frame(payload))
         finally:
             self._flush()
 
@@ -184,6 +181,47 @@ class AgentSession:
         self._transport.close(CLOSE_UNAUTHORIZED, "the key was revoked")
 
     # --- messages in --------------------------------------------------------------------------
+
+    def _take_all(self, messages: Sequence[ClientMessage | Mistake]) -> None:
+        """Take the messages of a frame in order; reports in a row are asked for together."""
+        index = row_end = 0
+        is_together = True
+        while index < len(messages) and self._transport.is_open:
+            if index >= row_end:
+                row_end, is_together = _row_end(messages, index), True
+            if is_together and row_end - index > 1 and not self._queues:
+                taken = self._take_together(messages[index:row_end])  # type: ignore[arg-type]  # a row of reports
+                index += taken
+                is_together = taken > 0
+                if index == row_end:
+                    continue
+            self._take(messages[index])
+            index += 1
+
+    def _take_together(self, reports: Sequence[Heartbeat]) -> int:
+        """Take as many reports as the actor takes together; return how many, perhaps none."""
+        if self._view is None and (seen := self._seen()) is not None:
+            self._view = seen
+        try:
+            answer = self._organizations.beat_nowait(self._organization_id, reports)
+        except MeterdError:
+            return 0  # each is told by itself
+        if answer is None:
+            return 0
+        assert isinstance(answer.outcome, commands.Beats), answer
+        seq, tasks = answer.seq, answer.outcome.tasks
+        self._mistakes = 0
+        shared: dict[str, OwedAck] = {}
+        own: list[OwedAck] = []
+        for report, task in zip(reports, tasks, strict=False):  # the others were not taken
+            ack = OwedAck(seq, task, report.elapsed_ms, False, report.ref)
+            if report.ref is UNSET:
+                shared[report.task_id] = ack
+            else:
+                own.append(ack)
+            self._tasks[report.task_id] = None
+        self._owed.add_all(seq, (*own, *shared.values()))
+        return len(tasks)
 
     def _take(self, message: ClientMessage | Mistake) -> None:
         if isinstance(message, Mistake):
@@ -436,6 +474,14 @@ _REFUSALS: Final[dict[type[Outcome], str]] = {
     commands.TaskConflict: "task_conflict",
     commands.TaskClosed: "task_closed",
 }
+
+
+def _row_end(messages: Sequence[ClientMessage | Mistake], start: int) -> int:
+    """Return where the reports in a row that begin at `start` end; `start` if there are none."""
+    for index in range(start, len(messages)):
+        if type(messages[index]) is not Heartbeat:
+            return index
+    return len(messages)
 
 
 def _command(message: TaskMessage) -> commands.Command:

@@ -8,10 +8,11 @@ a task's last is sent, and of many that wait only its first and its last are kep
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import attrs
+import msgspec
 from msgspec import UNSET
 
 from meterd.core.task import Task
@@ -22,8 +23,7 @@ OWED_MAX: Final = 4_096
 """Answers that wait before reports without a `ref` are merged."""
 
 
-@attrs.frozen
-class OwedAck:
+class OwedAck(msgspec.Struct, frozen=True, eq=False):
     """A report that is acknowledged when it is durable; positional: one is made per report."""
 
     seq: int
@@ -72,9 +72,22 @@ class OwedAnswers:
             later.append(waiting.pop())
         waiting.append(one)
         waiting.extend(reversed(later))
-        if len(waiting) >= self._merge_at:
-            self._waiting = waiting = deque(_first_and_last(waiting))
-            self._merge_at = max(OWED_MAX, 2 * len(waiting))
+        self._merge()
+
+    def _merge(self) -> None:
+        if len(self._waiting) >= self._merge_at:
+            self._waiting = deque(_first_and_last(self._waiting))
+            self._merge_at = max(OWED_MAX, 2 * len(self._waiting))
+
+    def add_all(self, seq: int, ones: Collection[Owed]) -> None:
+        """Keep answers that all wait for one fact."""
+        waiting = self._waiting
+        if waiting and waiting[-1].seq > seq:
+            for one in ones:
+                self.add(one)
+            return
+        waiting.extend(ones)
+        self._merge()
 
     def due(self, seq: int) -> list[Owed]:
         """Remove and return what may be sent when facts up to `seq` are durable."""

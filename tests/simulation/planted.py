@@ -21,7 +21,7 @@ from meterd.actors.recall import Recall
 from meterd.adapters.memory.store import MemoryStore, OrganizationRecord
 from meterd.client.session import Session
 from meterd.core import decide as decide_module, quota
-from meterd.core.commands import Recalled
+from meterd.core.commands import Beats, Decision, Recalled
 from meterd.core.journal import coalesce, restore
 from meterd.core.metering import Draft
 from meterd.core.organization import DenialReason
@@ -328,3 +328,4 @@ def _book_without_assertion(
 
 def _without_the_short_cut(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(decide_module, "decide_at_once", lambda *_: None)
+    patch.setattr(decide_module, "decide_together", lambda *_: Decision(Beats(())))
