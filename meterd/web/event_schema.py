@@ -111,6 +111,24 @@ EventQuantity = Annotated[
 ]
 
 
+JsonMedia = Annotated[
+    str,
+    Meta(
+        max_length=256,
+        description="JSON, if given.",
+        extra={
+            "must": "must be a JSON media type",
+            "rule": lambda text: _JSON_CONTENT.fullmatch(text) is not None,
+        },
+    ),
+]
+DataSchema = Annotated[
+    str,
+    Meta(max_length=1_024, extra={"must": "must be text of at most 1024 characters"}),
+]
+SpecVersion = Annotated[Literal["1.0"], Meta(extra={"must": 'must be "1.0"'})]
+
+
 class EventBody(Request, frozen=True):
     """Usage as somebody else counted it."""
 
@@ -135,33 +153,14 @@ class CloudEventData(Request, frozen=True):
 class CloudEventBody(Request, frozen=True):
     """A CloudEvent in structured mode; extension attributes are accepted and ignored."""
 
-    specversion: Annotated[Literal["1.0"], Meta(extra={"must": 'must be "1.0"'})]
+    specversion: SpecVersion
     id: EventId
     source: EventSource
     type: EventResource
     subject: AgentId | None = None
     time: EventTime | None = None
-    datacontenttype: (
-        Annotated[
-            str,
-            Meta(
-                max_length=256,
-                description="JSON, if given.",
-                extra={
-                    "must": "must be a JSON media type",
-                    "rule": lambda text: _JSON_CONTENT.fullmatch(text) is not None,
-                },
-            ),
-        ]
-        | None
-    ) = None
-    dataschema: (
-        Annotated[
-            str,
-            Meta(max_length=1_024, extra={"must": "must be text of at most 1024 characters"}),
-        ]
-        | None
-    ) = None
+    datacontenttype: JsonMedia | None = None
+    dataschema: DataSchema | None = None
     data: CloudEventData | None = None
 
 

@@ -26,9 +26,9 @@ from meterd.core.ids import fact_id
 from meterd.core.units import DAY_MS
 from meterd.errors import MeterdError, StoreError
 from meterd.ports import Ids
-from meterd.web.auth import authenticated, has_scope
+from meterd.web.auth import has_scope
 from meterd.web.problems import ProblemError
-from meterd.web.requests import services
+from meterd.web.requests import asker, services
 from meterd.web.services import WebServices
 
 
@@ -88,7 +88,7 @@ def idempotent(handler: Handler, scopes: tuple[str, ...]) -> Handler:
         if not given:
             return await handler(**arguments)
         bundle = services()
-        principal = await authenticated(bundle.keyring, request.headers.getlist("authorization"))
+        principal = await asker()
         is_operator = principal.organization_id is None
         if not (is_operator or has_scope(principal, scopes)):
             raise ProblemError("wrong_scope")

@@ -16,6 +16,7 @@ from meterd.core.organization import DenialReason
 from meterd.core.plan import Resource
 from meterd.core.task import TaskState
 from meterd.web.billing import CheckoutBody, OrderBody, PortalBody
+from meterd.web.customer_schema import EndpointPatch, NewEndpointBody, SettingsBody
 from meterd.web.event_schema import CloudEventBody, EventBody, VoidBody
 from meterd.web.events import CLOUD, CLOUD_BATCH, EventsAnswer, VoidAnswer
 from meterd.web.reply import JSON
@@ -97,6 +98,7 @@ CHECK, VOIDERS, ADMIN = ("agent", "read"), ("agent", "manage"), ("admin",)
 
 _TASK: Final = "/v1/tasks/<path:task_id>"
 _ORGANIZATION: Final = "/admin/v1/organizations/<organization_id>"
+_ENDPOINTS: Final = "/v1/webhook-endpoints"
 _ACTOR: Final = "/admin/v1/actors/<path:address>"
 
 CUSTOMER_ROUTES: Final = (
@@ -206,6 +208,76 @@ CUSTOMER_ROUTES: Final = (
         answers={200: PageOf(PeriodObject)},
     ),
     Route(method="GET", path="/v1/invoice/preview", scopes=READ, answers={200: InvoicePreview}),
+    Route(method="GET", path="/v1/settings", scopes=MANAGE, answers={200: OBJECT}),
+    Route(
+        method="PUT",
+        path="/v1/settings",
+        scopes=MANAGE,
+        body=_json(SettingsBody),
+        answers={200: OBJECT},
+    ),
+    Route(
+        method="GET",
+        path=_ENDPOINTS,
+        scopes=MANAGE,
+        answers={200: PageOf()},
+        problems=("*",),
+    ),
+    Route(
+        method="POST",
+        path=_ENDPOINTS,
+        scopes=MANAGE,
+        body=_json(NewEndpointBody),
+        answers={201: OBJECT},
+        problems=("*",),
+    ),
+    Route(
+        method="GET",
+        path=f"{_ENDPOINTS}/<endpoint_id>",
+        scopes=MANAGE,
+        answers={200: OBJECT},
+        problems=("endpoint_unknown",),
+    ),
+    Route(
+        method="PATCH",
+        path=f"{_ENDPOINTS}/<endpoint_id>",
+        scopes=MANAGE,
+        body=_json(EndpointPatch),
+        answers={200: OBJECT},
+        problems=("*",),
+    ),
+    Route(
+        method="DELETE",
+        path=f"{_ENDPOINTS}/<endpoint_id>",
+        scopes=MANAGE,
+        answers={204: None},
+        problems=("endpoint_unknown",),
+    ),
+    Route(
+        method="POST",
+        path=f"{_ENDPOINTS}/<endpoint_id>/test",
+        scopes=MANAGE,
+        answers={202: OBJECT},
+        problems=("endpoint_unknown",),
+    ),
+    Route(
+        method="GET",
+        path=f"{_ENDPOINTS}/<endpoint_id>/deliveries",
+        scopes=MANAGE,
+        query={
+            "state": {"type": "string", "enum": ["pending", "delivered", "failed"]},
+            **PAGING,
+        },
+        answers={200: PageOf()},
+        problems=("endpoint_unknown",),
+    ),
+    Route(
+        method="POST",
+        path=f"{_ENDPOINTS}/<endpoint_id>/deliveries/<delivery_id>/resend",
+        scopes=MANAGE,
+        answers={202: OBJECT},
+        problems=("endpoint_unknown", "delivery_unknown"),
+    ),
     Route(
         method="GET",
         path="/v1/agents/stream",

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from quart import Response, current_app, g, request
 
+from meterd.actors.keyring import Principal
 from meterd.core.ids import is_printable_name
 from meterd.errors import Problem, RequestInvalidError
 from meterd.web.auth import authenticated, operator_of, organization_of
@@ -49,12 +50,17 @@ def request_id() -> str:
     return cast("str", g.request_id)
 
 
+async def asker() -> Principal:
+    """Return who asks. Errors: ProblemError (401); StoreUnavailableError, OverloadedError."""
+    return await authenticated(services().keyring, request.headers.getlist("authorization"))
+
+
 async def organization(*scopes: str) -> str:
     """Return the organization of the key, which must have one of the scopes.
 
     Errors: ProblemError (401, 403); StoreUnavailableError, OverloadedError.
     """
-    principal = await authenticated(services().keyring, request.headers.getlist("authorization"))
+    principal = await asker()
     return organization_of(principal, *scopes)
 
 
@@ -63,13 +69,13 @@ async def member(*scopes: str) -> tuple[str, str]:
 
     The id names who did something in the audit log. Errors: as `organization`.
     """
-    principal = await authenticated(services().keyring, request.headers.getlist("authorization"))
+    principal = await asker()
     return organization_of(principal, *scopes), principal.key_id
 
 
 async def operator() -> str:
     """Return the key id of the operator who asks; errors as `organization`."""
-    principal = await authenticated(services().keyring, request.headers.getlist("authorization"))
+    principal = await asker()
     return operator_of(principal)
 
 
