@@ -166,9 +166,9 @@ class Charges:
             try:
                 snapshot = await self._organizations.snapshot(organization_id)
                 await self._organizations.durable(organization_id, snapshot.seq)
-            except OwnershipLostError:
+            except (OwnershipLostError, StoreUnavailableError):
                 raise
-            except MeterdError as error:  # quarantined, stopping, the store away: the next look
+            except MeterdError as error:  # quarantined, or stopping: the next look
                 log.warning("period_not_turned", organization=organization_id, error=str(error))
 
     async def _charge_periods(self) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from typing import Any
 
 import pytest
+import trio
 
 from meterd.testing.fake_stripe import RequestFault
-from tests.integration.service.harness import Service, running_meterd
+from tests.integration.service.harness import ADMIN_KEY, Service, running_meterd
 from tests.integration.service.test_stripe import Shop, shop
 
 
@@ -83,6 +87,33 @@ async def test_reconciliation_over_http_tells_and_repairs(shop: Shop) -> None:
     assert (real.json()["repaired"], real.json()["stopped"]) == (1, None)
     found = (await shop.service.http.get("/admin/v1/findings")).json()["data"]
     assert [each["kind"] for each in found] == ["stripe_subscription_unseen"]
+
+
+async def test_reconciliation_by_command_asks_the_running_meterd(shop: Shop) -> None:
+    """What it cannot repair is exit code 1; without an admin key it says what to set."""
+    environment = {**os.environ, "METERD_ADMIN_KEY": ADMIN_KEY, "METERD_URL": shop.service.url}
+    command = [sys.executable, "-m", "meterd", "reconcile", "stripe"]
+
+    async def run(*options: str) -> tuple[int, str]:
+        done = await trio.run_process(
+            [*command, *options], capture_stdout=True, check=False, env=environment
+        )
+        return done.returncode, done.stdout.decode()
+
+    agreed = await run()
+    nobodys: Any = {"customer": shop.customer, "items": [{"price": shop.prices["pro"]}]}
+    await shop.api.v1.subscriptions.create_async(nobodys)
+    dry = await run("--dry-run")
+    told = await run("--json")
+    del environment["METERD_ADMIN_KEY"]
+    refused = await run()
+
+    assert agreed[0] == 0
+    assert agreed[1].endswith("0 differences, 0 repaired, 0 lost events received\n")
+    assert dry[0] == told[0] == 1
+    assert dry[1].startswith("subscription_orphan: - sub_")
+    assert json.loads(told[1])["differences"][0]["kind"] == "subscription_orphan"
+    assert refused[0] == 2
 
 
 async def test_organization_subscribes_on_stripe_s_page_and_changes_in_the_portal(
