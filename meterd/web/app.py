@@ -13,6 +13,7 @@ from typing import Final, cast
 import attrs
 import trio
 from quart import Response, g, request
+from quart.typing import ResponseTypes
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -31,7 +32,7 @@ from meterd.web.hot import HotAnswers
 from meterd.web.idempotency import Handler, idempotent
 from meterd.web.metrics import metrics
 from meterd.web.openapi import openapi, registered, route_of
-from meterd.web.problems import KINDS, error_reply, problem_reply
+from meterd.web.problems import KINDS, ProblemError, error_reply, problem_reply
 from meterd.web.quota import quota
 from meterd.web.reply import COMMON_HEADERS, new_request_id
 from meterd.web.requests import SERVICES, request_id, response
@@ -96,6 +97,25 @@ def _honour_keys(app: QuartTrio) -> None:
         app.view_functions[endpoint] = idempotent(handler, scopes)
 
 
+def _name_handshakes(app: QuartTrio, services: WebServices) -> None:
+    """Let a refused WebSocket handshake have an id and headers like any other answer."""
+
+    @app.before_websocket
+    async def name_handshake() -> None:
+        g.request_id = new_request_id(services.ids)
+
+    @app.after_websocket
+    async def add_handshake_headers(answer: ResponseTypes | None) -> ResponseTypes | None:
+        if isinstance(answer, Response):  # None when the handshake went well
+            _add_common_headers(answer)
+        return answer
+
+
+def _add_common_headers(answer: Response) -> None:
+    for name, value in (*COMMON_HEADERS, ("x-request-id", request_id())):
+        answer.headers[name] = value
+
+
 def make_application(services: WebServices) -> QuartTrio:
     """Return the Quart application, which serves every route by itself."""
     app = QuartTrio("meterd.web", static_folder=None)
@@ -125,6 +145,7 @@ def make_application(services: WebServices) -> QuartTrio:
     ):
         app.register_blueprint(blueprint)
     _honour_keys(app)
+    _name_handshakes(app, services)
 
     answered = services.metrics.tally(HTTP_REQUESTS)
     durations = services.metrics.histograms(HTTP_SECONDS)
@@ -134,6 +155,9 @@ def make_application(services: WebServices) -> QuartTrio:
     async def name_request() -> None:
         g.request_id = new_request_id(services.ids)
         g.started_s = trio.current_time()
+        # Quart reads `//admin` as `/admin`; what guards paths in front of it may not.
+        if request.scope["path"].startswith("//"):
+            raise ProblemError("not_found")
 
     @app.after_request
     async def add_headers(answer: Response) -> Response:
@@ -142,8 +166,7 @@ def make_application(services: WebServices) -> QuartTrio:
         method = request.method if route != "none" else "any"
         answered[method, route, str(answer.status_code)] += 1
         durations[route,].observe(trio.current_time() - g.started_s)
-        for name, value in (*COMMON_HEADERS, ("x-request-id", request_id())):
-            answer.headers[name] = value
+        _add_common_headers(answer)
         if answer.status_code == HTTPStatus.NO_CONTENT or request.method == "OPTIONS":
             answer.headers.pop("content-type", None)  # Quart names a type even for no content
         return answer

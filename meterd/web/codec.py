@@ -31,8 +31,11 @@ JsonValue = dict[str, Any] | list[Any] | str | int | float | bool | None
 DEPTH_MAX: Final = 32
 """Levels of nesting; metadata of 4 KB never needs more."""
 
-INTEGER_DIGITS_MAX: Final = 18
-"""Digits of an integer: it fits 64 bits, and parsing takes no noticeable time."""
+INTEGER_DIGITS_MAX: Final = 100
+"""Digits of an integer; more than any field takes, and parsing takes no noticeable time."""
+
+INTEGER_MAX: Final = 2**63 - 1
+"""Largest magnitude of an integer no field bounds further: every client's library has 64 bits."""
 
 METADATA_BYTES_MAX: Final = 4_096
 """Canonical JSON of one object, in bytes."""
@@ -238,16 +241,18 @@ def is_period_label(text: str) -> bool:
 
 
 def is_storable_metadata(value: object) -> bool:
-    """Tell whether an object fits: at most 4 KB of canonical JSON, storable text only."""
-    if not isinstance(value, dict) or _has_unstorable_text(value):
+    """Tell whether an object fits: at most 4 KB of canonical JSON, storable values only."""
+    if not isinstance(value, dict) or not _is_storable(value):
         return False
     return len(canonical_json(value).encode()) <= METADATA_BYTES_MAX
 
 
-def _has_unstorable_text(value: object) -> bool:
-    """Tell whether any text has NUL or a lone surrogate, which no jsonb can hold."""
+def _is_storable(value: object) -> bool:
+    """Tell whether no text has what jsonb cannot hold, and no integer needs more than 64 bits."""
     if isinstance(value, str):
-        return not _UNSTORABLE.isdisjoint(value)
+        return _UNSTORABLE.isdisjoint(value)
     if isinstance(value, dict):
-        return any(_has_unstorable_text(k) or _has_unstorable_text(v) for k, v in value.items())
-    return isinstance(value, list) and any(map(_has_unstorable_text, value))
+        return all(_is_storable(key) and _is_storable(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_storable, value))
+    return not isinstance(value, int) or abs(value) <= INTEGER_MAX

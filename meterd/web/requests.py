@@ -17,6 +17,7 @@ from quart import Response, current_app, g, request
 
 from meterd.actors.keyring import Principal
 from meterd.core.ids import is_printable_name
+from meterd.core.units import INSTANT_MS_MAX
 from meterd.errors import Problem, RequestInvalidError
 from meterd.web.auth import authenticated, operator_of, organization_of
 from meterd.web.codec import BadJsonError, decode, parse_json
@@ -84,6 +85,8 @@ async def body_as(kind: type[T]) -> T:
 
     Errors: ProblemError (413, 415), BadJsonError (400), RequestInvalidError (422).
     """
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ProblemError("unsupported_media_type", detail="Send the body without compression.")
     types = request.headers.getlist("content-type")
     if len(types) != 1 or not _JSON_TYPE.fullmatch(types[0]):
         raise ProblemError("unsupported_media_type")
@@ -175,9 +178,17 @@ def cursor_in(parameters: Mapping[str, str], kinds: tuple[type, ...]) -> list[An
         parts = parse_json(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (BadJsonError, ValueError):
         parts = None
-    if not isinstance(parts, list) or [type(part) for part in parts] != list(kinds):
+    if not isinstance(parts, list) or not _are_position(parts, kinds):
         raise RequestInvalidError([Problem("/cursor", "must be a `next_cursor` of this list")])
     return parts
+
+
+def _are_position(parts: list[Any], kinds: tuple[type, ...]) -> bool:
+    """Tell whether parts are of these kinds, and something the store can compare with."""
+    return [type(part) for part in parts] == list(kinds) and all(
+        part.isprintable() if isinstance(part, str) else 0 <= part <= INSTANT_MS_MAX
+        for part in parts
+    )
 
 
 def response(reply: Reply) -> Response:

@@ -89,7 +89,7 @@ Metadata = Annotated[
         description="Anything you want to find again; kept with the task and its ledger rows.",
         extra={
             "must": f"must be an object of at most {METADATA_BYTES_MAX} bytes as JSON, "
-            "without NUL or lone surrogates in its text",
+            "without NUL or lone surrogates in its text, and integers of at most 64 bits",
             "rule": is_storable_metadata,
         },
     ),
@@ -99,16 +99,6 @@ Outcome = Annotated[
     Meta(
         description="How the task ended.",
         extra={"must": "must be one of succeeded, failed, cancelled"},
-    ),
-]
-Ref = Annotated[
-    str | int,
-    Meta(
-        description="Echoed in the answer to this message.",
-        extra={
-            "must": "must be a text of at most 128 printable characters or an integer",
-            "rule": lambda ref: isinstance(ref, int) or is_printable_name(ref),
-        },
     ),
 ]
 Reason = Annotated[

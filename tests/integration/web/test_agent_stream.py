@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.trio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
@@ -133,3 +133,23 @@ async def test_without_an_upgrade_the_address_says_what_it_is(world: World) -> N
         answer = await client.get(f"http://127.0.0.1:{port}/v1/agents/stream")
 
     assert (answer.status_code, answer.json()["code"]) == (426, "upgrade_required")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [("/v1/agents/other", 404, "not_found"), ("/v1/quota", 400, "bad_request")],
+)
+async def test_a_websocket_elsewhere_is_a_problem_like_any_other(
+    world: World, path: str, status: int, code: str
+) -> None:
+    """A client with the wrong address learns that, and no failure of ours is logged."""
+    async with open_front(world) as port:
+        with pytest.raises(InvalidStatus) as caught:
+            async with connect(f"ws://127.0.0.1:{port}{path}", proxy=None):
+                pass
+
+    answer = caught.value.response
+    body = json.loads(answer.body or b"{}")
+    assert (answer.status_code, body["code"]) == (status, code)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-request-id"] == body["request_id"]

@@ -122,7 +122,9 @@ async def test_lists_page_by_cursor_and_filter_by_state(
 @pytest.mark.parametrize(
     "query",
     ["limit=0", "limit=1001", "limit=1e9", "limit=", "limit=%F0", "state=x", "cursor=x",
-     "cursor=WzFd", "cursor=bnVsbA", "x=1", "limit=1&limit=1", "cursor=" + "A" * 5_000],
+     "cursor=WzFd", "cursor=bnVsbA", "cursor=WzEsImFcdTAwMDAiXQ", "cursor=WzEsIlx1ZDgwMCJd",
+     "cursor=Wzk5OTk5OTk5OTk5OTk5OTk5OSwiYSJd", "cursor=Wy0xLCJhIl0", "x=1",
+     "limit=1&limit=1", "cursor=" + "A" * 5_000],
 )  # fmt: skip
 async def test_a_query_is_checked_like_a_body(
     autojump_clock: MockClock, world: World, query: str
@@ -205,6 +207,8 @@ async def test_no_route_answers_without_the_right_key(
         ("GET", f"/{CANARY}", 404, "not_found"),
         ("GET", "/v1/quota/check/", 404, "not_found"),
         ("GET", "/v1//quota/check", 404, "not_found"),
+        ("GET", "//v1/quota/check", 404, "not_found"),
+        ("GET", "//admin/v1/organizations", 404, "not_found"),
         ("GET", "/admin/v1/organizations/", 404, "not_found"),
         ("DELETE", "/v1/quota/check", 405, "method_not_allowed"),
         ("PUT", "/v1/tasks", 405, "method_not_allowed"),
@@ -232,6 +236,8 @@ async def test_what_is_not_there_is_a_problem_that_repeats_nothing(
         (b"{}", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
         (b"{}", {"content-type": "application/json; charset=latin-1"}, 415,
          "unsupported_media_type"),
+        (b"{}", {"content-type": "application/json", "content-encoding": "gzip"}, 415,
+         "unsupported_media_type"),
         (b"", {"content-type": "application/json"}, 400, "bad_json"),
         (b'{"agent_id":"\xff"}', {"content-type": "application/json"}, 400, "bad_json"),
         (b"[" * 100_000, {"content-type": "application/json"}, 400, "bad_json"),
@@ -240,7 +246,7 @@ async def test_what_is_not_there_is_a_problem_that_repeats_nothing(
         (b'{"agent_id":"a","canary-7f3a":"canary-7f3a"}',
          {"content-type": "Application/JSON; charset=UTF-8"}, 422, "invalid_request"),
     ],
-    ids=range(9),
+    ids=range(10),
 )  # fmt: skip
 async def test_a_body_is_refused_with_the_right_status(
     autojump_clock: MockClock,
