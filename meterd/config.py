@@ -289,6 +289,11 @@ class Config:
         doc="Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed; none unless set."
     )
 
+    webhooks_private_allowed: bool = flag(
+        doc="Deliver webhooks over http and to private addresses too. For tests: it lets customers "
+        "reach into your network."
+    )
+
     jobs_time_zone: str = time_zone(
         "UTC",
         doc="Time zone of the times below; days are always counted in UTC. Hourly jobs have none.",

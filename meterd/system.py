@@ -59,6 +59,7 @@ from meterd.core.task import Plausibility
 from meterd.core.units import DAY_MS, SECOND_MS, rfc3339
 from meterd.errors import ConfigError
 from meterd.observe.tasktree import task_tree
+from meterd.notifying import webhooks_of
 from meterd.web.app import WebServices, create_app
 from meterd.web.front_door import FrontDoor, FrontDoorLimits, TrustedProxies, open_listeners
 from meterd.web.readiness import Readiness
@@ -168,6 +169,9 @@ async def run_meterd(
         scheduler = scheduler_of(
             config, pools, books, ids=ids, jitter=_jitter(chance), more=jobs_of(config, billing)
         )
+        webhooks = webhooks_of(
+            config, pools, clock=clock, jitter=_jitter(chance), chance=chance.randbytes
+        )
         pulse = Pulse()
         connections = ConnectionMeter(organizations, clock=clock, ids=ids)
         services = [
@@ -181,6 +185,7 @@ async def run_meterd(
             Service("stripe", follower.run, clock=clock),
             Service("charges", charges.run, clock=clock),
             Service("scheduler", scheduler.run, clock=clock),
+            Service("publisher", webhooks.publisher.run, clock=clock),
             Service("pulse", pulse.run, clock=clock),
         ]
         readiness = Readiness(organizations, services, clock=clock)
@@ -200,6 +205,7 @@ async def run_meterd(
             stripe_actor=follower,
             books=books,
             scheduler=scheduler,
+            webhooks=webhooks,
             connections=connections,
             trail=PostgresTrail(pools),
             billing=billing,

@@ -43,6 +43,7 @@ from meterd.web.stripe_webhook import stripe_webhook
 from meterd.web.tasks import tasks
 from meterd.web.trail import trail
 from meterd.web.usage import usage
+from meterd.web.webhook_endpoints import webhook_endpoints
 
 
 __all__ = ["Web", "WebServices", "create_app", "make_application"]
@@ -139,6 +140,7 @@ def make_application(services: WebServices) -> QuartTrio:
         billing,
         stripe_webhook,
         settings,
+        webhook_endpoints,
         usage,
         events,
         openapi,

@@ -100,6 +100,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "task_unknown": Kind(404, _NOT_FOUND, "There is no such task."),
     "period_unknown": Kind(404, _NOT_FOUND, "There is no such billing period."),
     "key_unknown": Kind(404, _NOT_FOUND, "There is no such key."),
+    "endpoint_unknown": Kind(404, _NOT_FOUND, "There is no such webhook endpoint."),
+    "delivery_unknown": Kind(404, _NOT_FOUND, "There is no such delivery."),
     "event_unknown": Kind(404, _NOT_FOUND, "There is no such event."),
     "job_unknown": Kind(404, _NOT_FOUND, "There is no such job."),
     "charge_unknown": Kind(404, _NOT_FOUND, "There is no such charge."),
@@ -133,6 +135,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         "The actor cannot leave memory: it is not ready, tasks run, or something waits.",
     ),
     "not_for_this_actor": Kind(409, _CONFLICT, "This can be done to organizations' actors only."),
+    "too_many_endpoints": Kind(
+        409, _CONFLICT, "The organization has as many webhook endpoints as it may."
+    ),
     "too_many_endpoints": Kind(
         409, _CONFLICT, "The organization has as many webhook endpoints as it may."
     ),

@@ -5,6 +5,7 @@ The web translates: requests to messages, outcomes to answers. It decides nothin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
@@ -16,6 +17,7 @@ from meterd.actors.connections import ConnectionMeter
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
 from meterd.actors.organizations import Organizations
+from meterd.actors.publisher import Publisher
 from meterd.actors.reconciliation import StripeReconciliation
 from meterd.actors.scheduler import Scheduler
 from meterd.actors.stripe import StripeActor
@@ -27,6 +29,7 @@ from meterd.core.task import Task
 from meterd.observe.metrics import Metrics
 from meterd.ports import AnswerStore, Clock, Directory, Ids, StripeStore, Trail, UsageBooks
 from meterd.web.readiness import Readiness
+from meterd.webhook_ports import WebhookStore
 
 
 class Reader(Directory, UsageBooks, AnswerStore, Protocol):
@@ -53,6 +56,17 @@ class BillingServices:
 
 
 @attrs.frozen(kw_only=True)
+class WebhookServices:
+    """Outgoing webhooks."""
+
+    store: WebhookStore
+    publisher: Publisher
+    check_url: Callable[[str], object]
+    """Raises WebhookRefusedError for a URL that is never posted to."""
+    chance: Callable[[int], bytes]
+
+
+@attrs.frozen(kw_only=True)
 class WebServices:
     """Everything behind the routes."""
 
@@ -74,6 +88,8 @@ class WebServices:
     """Meters agent streams; `None`: their time is not metered."""
     billing: BillingServices | None = None
     """`None`: this process charges nothing."""
+    webhooks: WebhookServices | None = None
+    """`None`: this process tells nobody."""
     metrics: Metrics = attrs.Factory(Metrics)
     """What `/metrics` shows; the composition root puts readers in."""
     trail: Trail | None = None

@@ -1,0 +1,34 @@
+"""The composition of what customers are told: which store and which sender are behind it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+from meterd.actors.publisher import Publisher
+from meterd.adapters.postgres.pool import PostgresPools
+from meterd.adapters.postgres.webhooks import PostgresWebhooks
+from meterd.adapters.webhook_sender import HttpsSender, checked_url
+from meterd.config import Config
+from meterd.ports import Clock
+from meterd.web.services import WebhookServices
+
+
+def webhooks_of(
+    config: Config,
+    pools: PostgresPools,
+    *,
+    clock: Clock,
+    jitter: Iterator[float],
+    chance: Callable[[int], bytes],
+) -> WebhookServices:
+    """Return the outgoing webhooks of a running meterd; run their publisher as a service."""
+    is_private_allowed = config.webhooks_private_allowed
+    store = PostgresWebhooks(pools)
+    sender = HttpsSender(is_private_allowed=is_private_allowed)
+    return WebhookServices(
+        store=store,
+        publisher=Publisher(store, sender, clock=clock, jitter=jitter),
+        check_url=functools.partial(checked_url, is_private_allowed=is_private_allowed),
+        chance=chance,
+    )

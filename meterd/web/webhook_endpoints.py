@@ -1,0 +1,229 @@
+"""`/v1/webhook-endpoints`: where a customer's systems are told, and what became of it.
+
+Rule 1: a signing secret is shown when its endpoint is made, and never again.
+Rule 2: a URL is judged when it is given and its addresses whenever it is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET
+from quart import Blueprint, Response
+
+from meterd.actors.publisher import new_secret
+from meterd.core.units import rfc3339
+from meterd.errors import Problem, RequestInvalidError
+from meterd.web.customer_schema import EndpointPatch, NewEndpointBody
+from meterd.web.problems import ProblemError
+from meterd.web.reply import Reply, json_reply
+from meterd.web.requests import (
+    body_as,
+    choice_in,
+    cursor_in,
+    limit_in,
+    make_cursor,
+    member,
+    query,
+    response,
+    services,
+)
+from meterd.web.services import WebhookServices
+from meterd.web.shapes import Page
+from meterd.webhook_ports import (
+    DELIVERED,
+    FAILED,
+    PENDING,
+    Delivery,
+    EndpointChange,
+    WebhookEndpoint,
+    WebhookRefusedError,
+)
+
+
+MANAGE = "manage"
+PREFIX = "/v1/webhook-endpoints"
+
+webhook_endpoints = Blueprint("webhook_endpoints", __name__)
+
+
+def endpoint_object(endpoint: WebhookEndpoint) -> dict[str, Any]:
+    """Return the shape of an endpoint, without its secret."""
+    disabled_ms = endpoint.disabled_at_ms
+    return {
+        "id": endpoint.id,
+        "url": endpoint.url,
+        "kinds": list(endpoint.kinds),
+        "description": endpoint.description,
+        "created_at": rfc3339(endpoint.created_at_ms),
+        "created_by": endpoint.created_by,
+        "disabled_at": None if disabled_ms is None else rfc3339(disabled_ms),
+        "disabled_reason": endpoint.disabled_reason,
+    }
+
+
+def delivery_object(delivery: Delivery) -> dict[str, Any]:
+    """Return the shape of a delivery."""
+    attempted_ms = delivery.attempted_at_ms
+    is_pending = delivery.state == PENDING
+    return {
+        "id": delivery.id,
+        "webhook_id": delivery.notification_id,
+        "type": delivery.kind,
+        "state": delivery.state,
+        "attempts": delivery.attempts,
+        "created_at": rfc3339(delivery.created_at_ms),
+        "attempted_at": None if attempted_ms is None else rfc3339(attempted_ms),
+        "next_attempt_at": rfc3339(delivery.next_attempt_at_ms) if is_pending else None,
+        "status": delivery.status,
+        "error": delivery.error,
+        "duration_ms": delivery.duration_ms,
+    }
+
+
+def _hooks() -> WebhookServices:
+    found = services().webhooks
+    if found is None:
+        raise ProblemError("not_found")
+    return found
+
+
+def _check_url(url: str) -> None:
+    try:
+        _hooks().check_url(url)
+    except WebhookRefusedError as error:
+        raise RequestInvalidError([Problem("/url", str(error))]) from None
+
+
+async def _mine(organization_id: str, endpoint_id: str) -> WebhookEndpoint:
+    for endpoint in await _hooks().store.endpoints(organization_id):
+        if endpoint.id == endpoint_id:
+            return endpoint
+    raise ProblemError("endpoint_unknown")
+
+
+def _shown(endpoint: WebhookEndpoint | None) -> Reply:
+    if endpoint is None:
+        raise ProblemError("endpoint_unknown")
+    return json_reply(200, endpoint_object(endpoint))
+
+
+@webhook_endpoints.get(PREFIX)
+async def show_all() -> Response:
+    """List the organization's endpoints."""
+    organization_id, _ = await member(MANAGE)
+    query()
+    found = await _hooks().store.endpoints(organization_id)
+    return response(json_reply(200, Page(data=[endpoint_object(each) for each in found])))
+
+
+@webhook_endpoints.post(PREFIX)
+async def create() -> Response:
+    """Make an endpoint; its signing secret is shown this once."""
+    organization_id, actor = await member(MANAGE)
+    query()
+    body = await body_as(NewEndpointBody)
+    _check_url(body.url)
+    bundle, hooks = services(), _hooks()
+    endpoint = WebhookEndpoint(
+        id=bundle.ids.new("whk"),
+        organization_id=organization_id,
+        url=body.url,
+        kinds=tuple(body.kinds),
+        description=body.description,
+        secret=new_secret(hooks.chance),
+        created_at_ms=bundle.clock.now_ms(),
+        created_by=actor,
+    )
+    if not await hooks.store.add_endpoint(endpoint):
+        raise ProblemError("too_many_endpoints")
+    content = {**endpoint_object(endpoint), "secret": endpoint.secret}
+    return response(json_reply(201, content))
+
+
+@webhook_endpoints.get(f"{PREFIX}/<endpoint_id>")
+async def show(endpoint_id: str) -> Response:
+    """Return one endpoint."""
+    organization_id, _ = await member(MANAGE)
+    query()
+    return response(_shown(await _mine(organization_id, endpoint_id)))
+
+
+@webhook_endpoints.patch(f"{PREFIX}/<endpoint_id>")
+async def change(endpoint_id: str) -> Response:
+    """Change what is given; `"disabled": false` takes up deliveries again."""
+    organization_id, _ = await member(MANAGE)
+    query()
+    body = await body_as(EndpointPatch)
+    if all(getattr(body, name) is UNSET for name in body.__struct_fields__):
+        raise RequestInvalidError([Problem("", "must change at least one field")])
+    if body.url is not UNSET:
+        _check_url(body.url)
+    wanted = EndpointChange(
+        url=None if body.url is UNSET else body.url,
+        kinds=None if body.kinds is UNSET else tuple(body.kinds),
+        description=None if body.description is UNSET else body.description,
+        is_disabled=None if body.disabled is UNSET else body.disabled,
+    )
+    now_ms, hooks = services().clock.now_ms(), _hooks()
+    changed = await hooks.store.change_endpoint(organization_id, endpoint_id, wanted, at_ms=now_ms)
+    hooks.publisher.kick()
+    return response(_shown(changed))
+
+
+@webhook_endpoints.delete(f"{PREFIX}/<endpoint_id>")
+async def remove(endpoint_id: str) -> Response:
+    """Remove an endpoint with its deliveries."""
+    organization_id, _ = await member(MANAGE)
+    query()
+    if not await _hooks().store.remove_endpoint(organization_id, endpoint_id):
+        raise ProblemError("endpoint_unknown")
+    return response(Reply(204))
+
+
+@webhook_endpoints.post(f"{PREFIX}/<endpoint_id>/test")
+async def test(endpoint_id: str) -> Response:
+    """Send a `webhook.test` to this endpoint."""
+    organization_id, _ = await member(MANAGE)
+    query()
+    bundle, hooks = services(), _hooks()
+    endpoint = await _mine(organization_id, endpoint_id)
+    notification_id, now_ms = bundle.ids.new("evt"), bundle.clock.now_ms()
+    made = await hooks.store.add_test(endpoint, notification_id, at_ms=now_ms)
+    hooks.publisher.kick()
+    return response(json_reply(202, delivery_object(made)))
+
+
+@webhook_endpoints.get(f"{PREFIX}/<endpoint_id>/deliveries")
+async def show_deliveries(endpoint_id: str) -> Response:
+    """List what was sent to an endpoint, newest first."""
+    organization_id, _ = await member(MANAGE)
+    parameters = query("state", "limit", "cursor")
+    state = choice_in(parameters, "state", (PENDING, DELIVERED, FAILED))
+    limit = limit_in(parameters)
+    after = cursor_in(parameters, (int, str))
+    await _mine(organization_id, endpoint_id)
+    found = await _hooks().store.deliveries(
+        endpoint_id,
+        state=state,
+        after=None if after is None else (after[0], after[1]),
+        limit=limit + 1,
+    )
+    page, rest = found[:limit], found[limit:]
+    cursor = make_cursor(page[-1].created_at_ms, page[-1].id) if rest else None
+    content = Page(data=[delivery_object(each) for each in page], next_cursor=cursor)
+    return response(json_reply(200, content))
+
+
+@webhook_endpoints.post(f"{PREFIX}/<endpoint_id>/deliveries/<delivery_id>/resend")
+async def resend(endpoint_id: str, delivery_id: str) -> Response:
+    """Send a delivery again, under the same id."""
+    organization_id, _ = await member(MANAGE)
+    query()
+    await _mine(organization_id, endpoint_id)
+    hooks, now_ms = _hooks(), services().clock.now_ms()
+    again = await hooks.store.resend(endpoint_id, delivery_id, at_ms=now_ms)
+    if again is None:
+        raise ProblemError("delivery_unknown")
+    hooks.publisher.kick()
+    return response(json_reply(202, delivery_object(again)))
