@@ -38,18 +38,16 @@ class PostgresUsage:
         self, organization_id: str, chosen: RowFilter, *, after: tuple[int, str] | None, limit: int
     ) -> Sequence[UsageRow]:
         """Return at most `limit` rows, newest first; `after` is the (at_ms, id) seen last."""
-        resource = None if chosen.resource is None else chosen.resource.value
         asked = {
             "billing_period": chosen.billing_period,
             "task_id": chosen.task_id,
             "agent_id": chosen.agent_id,
-            "resource_type": resource,
         }
         given = {column: value for column, value in asked.items() if value is not None}
         arguments: list[Any] = [organization_id, *given.values()]
         if after is not None:
             arguments += [to_datetime(after[0]), after[1]]
-        text = _rows_statement(tuple(given), is_continued=after is not None)
+        text = _rows_statement(tuple(given), chosen.resource, is_continued=after is not None)
 
         async def work(connection: Connection) -> list[Any]:
             return list(await connection.fetch(text, *arguments, limit))
@@ -112,9 +110,16 @@ class PostgresUsage:
 
 
 @functools.cache
-def _rows_statement(columns: tuple[str, ...], *, is_continued: bool) -> str:
-    """Return the list with exactly these conditions; the limit is the last parameter."""
+def _rows_statement(
+    columns: tuple[str, ...], resource: Resource | None, *, is_continued: bool
+) -> str:
+    """Return the list with exactly these conditions; the limit is the last parameter.
+
+    The resource is written out, because an index is for some of them only.
+    """
     conditions = [f"{column} = ${number}" for number, column in enumerate(columns, start=2)]
+    if resource is not None:
+        conditions.append(f"resource_type = '{resource.value}'")
     count = 1 + len(columns)
     if is_continued:
         conditions.append(f'("timestamp", id) < (${count + 1}, ${count + 2})')

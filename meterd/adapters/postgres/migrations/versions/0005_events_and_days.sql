@@ -48,14 +48,14 @@ SELECT
 FROM usage_records
 GROUP BY 1, 2, 3, 4, 5, 6;
 
--- Lists of the ledger, newest first, go on where they stopped: by time, then id.
-CREATE INDEX usage_records_of_organization ON usage_records (organization_id, "timestamp", id);
-CREATE INDEX usage_records_of_period
-    ON usage_records (organization_id, billing_period, "timestamp", id);
-CREATE INDEX usage_records_of_resource
-    ON usage_records (organization_id, resource_type, "timestamp", id);
-CREATE INDEX usage_records_of_agent ON usage_records (organization_id, agent_id, "timestamp", id)
+-- Lists of the ledger, newest first. Ids order only what has the same instant, so they need no
+-- place in the indexes, of which they would be the larger part.
+CREATE INDEX usage_records_of_organization ON usage_records (organization_id, "timestamp");
+CREATE INDEX usage_records_of_period ON usage_records (organization_id, billing_period, "timestamp");
+CREATE INDEX usage_records_of_agent ON usage_records (organization_id, agent_id, "timestamp")
     WHERE agent_id IS NOT NULL;
+CREATE INDEX usage_records_of_resource ON usage_records (organization_id, resource_type, "timestamp")
+    WHERE resource_type <> 'agent_minute';
 
 -- What was answered under an Idempotency-Key; no status: a process died before it could answer.
 CREATE TABLE idempotency_keys (
