@@ -13,6 +13,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK_WITH := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-annotate
 
+# Test processes, each with a PostgreSQL of its own.
+JOBS ?= 2
+
 .PHONY: help demo test lint bench simulate lock clean
 .DEFAULT_GOAL := help
 
@@ -23,7 +26,7 @@ demo: $(RUN_STAMP) ## start a complete meterd with sample customers and watch it
 	@$(BIN)/python -m meterd demo $(ARGS)
 
 test: $(DEV_STAMP) ## run the tests (ARGS="tests/unit -k quota" for some of them)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(DEV_STAMP) ## ruff, mypy and import-linter
 	@failed=0; for check in "ruff check" "ruff format --check" mypy "lint-imports --no-logo"; do \
