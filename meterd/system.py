@@ -47,6 +47,7 @@ from meterd.adapters.postgres.pool import (
 from meterd.adapters.postgres.store import PostgresStore
 from meterd.adapters.postgres.stripe import PostgresStripe
 from meterd.adapters.postgres.trail import PostgresTrail
+from meterd.adapters.sd_notify import ServiceManager
 from meterd.adapters.stripe.client import StripePayments, open_stripe
 from meterd.bookkeeping import books_of, measure_books, scheduler_of
 from meterd.charging import billing_of, charges_of, jobs_of
@@ -172,7 +173,8 @@ async def run_meterd(
         webhooks = webhooks_of(
             config, pools, clock=clock, jitter=_jitter(chance), chance=chance.randbytes
         )
-        pulse = Pulse()
+        manager = ServiceManager()
+        pulse = Pulse(on_beat=manager.alive)
         connections = ConnectionMeter(organizations, clock=clock, ids=ids)
         services = [
             Service("ledger", ledger.run, clock=clock),
@@ -221,11 +223,16 @@ async def run_meterd(
             for service in services:
                 actors.start_soon(service.run)
             await organizations.activate_at_work()
-            await _serve(config, web, task_status)
+            await _serve(config, web, manager, task_status)
             actors.cancel_scope.cancel()
 
 
-async def _serve(config: Config, web: WebServices, task_status: trio.TaskStatus[Meterd]) -> None:
+async def _serve(
+    config: Config,
+    web: WebServices,
+    manager: ServiceManager,
+    task_status: trio.TaskStatus[Meterd],
+) -> None:
     """Open the front door until a stop is asked for, then stop in order."""
     wired = create_app(web)
     door = FrontDoor(
@@ -245,6 +252,7 @@ async def _serve(config: Config, web: WebServices, task_status: trio.TaskStatus[
         nursery.start_soon(_show_tasks_on_signal)
         await nursery.start(door.serve, listeners)
         web.readiness.is_accepting = True
+        manager.ready()
         task_status.started(
             Meterd(
                 config=config,
@@ -257,6 +265,7 @@ async def _serve(config: Config, web: WebServices, task_status: trio.TaskStatus[
             )
         )
         await stopping.wait()
+        manager.stopping()
         with trio.CancelScope(shield=True):  # every phase has its own deadline
             await _stop(config, web, door)
         nursery.cancel_scope.cancel()
