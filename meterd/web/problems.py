@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import attrs
 import msgspec
+import structlog
 
 from meterd.core.organization import DenialReason, Hold
 from meterd.core.quota import QuotaView
@@ -34,6 +35,8 @@ from meterd.errors import (
 from meterd.web.codec import BadJsonError
 from meterd.web.reply import Headers, Reply, rate_limit_headers, seconds_to
 
+
+log = structlog.get_logger(__name__)
 
 PROBLEM_JSON: Final = "application/problem+json"
 
@@ -244,7 +247,10 @@ def problem_reply(
 
 
 def error_reply(error: MeterdError, request_id: str) -> Reply:
-    """Return the answer to a request that ended with one of our exceptions."""
+    """Return the answer to a request that ended with one of our exceptions.
+
+    What is nobody's mistake but ours (500) is logged, with the id that the client is told.
+    """
     if isinstance(error, ProblemError):
         members = {"errors": list(map(attrs.asdict, error.errors))} if error.errors else None
         return problem_reply(
@@ -256,6 +262,8 @@ def error_reply(error: MeterdError, request_id: str) -> Reply:
     if isinstance(error, BadJsonError):
         return problem_reply("bad_json", request_id, detail=str(error))
     code = code_of(error)
+    if code == "internal_error":
+        log.error("request_failed", request_id=request_id, exc_info=error)
     if KINDS[code].status != 503:  # noqa: PLR2004 - Service Unavailable
         return problem_reply(code, request_id)
     after = str(retry_after_s(error))

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from meterd.errors import StoreRejectedError
 from tests.served import ADMIN_KEY, Seen, World, open_world
 
 
@@ -277,6 +279,26 @@ async def test_what_nobody_expected_is_a_500_without_a_trace(
 
     assert is_problem(answer, 500, "internal_error")
     assert CANARY not in answer.raw.decode()
+
+
+async def test_what_the_store_refuses_is_logged_under_the_request_id(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """A 500 that leaves nothing in the log cannot be mended by anybody."""
+
+    def fail(organization_id: str, agent_id: str | None = None) -> None:
+        raise StoreRejectedError("read", "no such column")
+
+    key = await world.key()
+    world.services.organizations.view_nowait = fail  # type: ignore[method-assign]
+    with capture_logs() as logged:
+        answer = await world.ask("GET", "/v1/quota", key)
+
+    assert is_problem(answer, 500, "internal_error")
+    [entry] = [entry for entry in logged if entry["event"] == "request_failed"]
+    assert (entry["log_level"], entry["request_id"]) == ("error", answer.data["request_id"])
+    assert "no such column" in str(entry["exc_info"])
+    assert "no such column" not in answer.raw.decode()
 
 
 async def test_organizations_are_created_once_listed_and_described(
