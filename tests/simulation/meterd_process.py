@@ -154,6 +154,7 @@ class MeterdProcess:
         services: Any = SimpleNamespace(
             organizations=self.organizations,
             config=SimpleNamespace(upgrade_url=None),
+            connections=None,
             keyring=SimpleNamespace(
                 on_revoked=lambda _key_id, _listener: lambda: None, is_revoked=lambda _key_id: False
             ),
