@@ -262,9 +262,7 @@ def time_is_taken_as_claimed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         decide_module, "accepted_elapsed_ms", lambda _task, claimed_ms, _now_ms: claimed_ms
     )
-    patch.setattr(
-        "meterd.core.heartbeat.plausible_elapsed_ms", lambda _info, _now_ms: 2_678_400_000
-    )
+    patch.setattr("meterd.core.heartbeat.CLAIM_TOLERANCE_MS", 2_678_400_000)
 
 
 # --- actors ---------------------------------------------------------------------------------------
