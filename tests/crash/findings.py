@@ -30,6 +30,8 @@ class Findings:
     over_ms: int = 0
     recoveries_s: list[float] = attrs.Factory(list)
     stops_s: list[float] = attrs.Factory(list)
+    tight: list[str] = attrs.Factory(list)
+    """Organizations that were driven past their hard limit."""
     broken: list[str] = attrs.Factory(list)
 
     def expect(self, is_true: object, otherwise: str) -> None:
