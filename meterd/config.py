@@ -41,6 +41,7 @@ from meterd.setting import (
     flag,
     integer,
     networks,
+    origins,
     path,
     secret,
     secrets,
@@ -289,6 +290,9 @@ class Config:
         doc="Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed; none unless set."
     )
 
+    live_origins: tuple[str, ...] = origins(
+        doc="Web pages that may open the live feed from a browser; none unless set."
+    )
     webhooks_private_allowed: bool = flag(
         doc="Deliver webhooks over http and to private addresses too. For tests: it lets customers "
         "reach into your network."

@@ -5,13 +5,28 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 
+from meterd.actors.live import LiveFeed
+from meterd.actors.organizations import Organizations
 from meterd.actors.publisher import Publisher
 from meterd.adapters.postgres.pool import PostgresPools
 from meterd.adapters.postgres.webhooks import PostgresWebhooks
 from meterd.adapters.webhook_sender import HttpsSender, checked_url
 from meterd.config import Config
 from meterd.ports import Clock
-from meterd.web.services import WebhookServices
+from meterd.web.services import LiveServices, WebhookServices
+from meterd.web.tickets import Tickets
+from meterd.web.usage_live import encode_alert, encode_snapshot
+
+
+def live_of(
+    config: Config, organizations: Organizations, chance: Callable[[int], bytes]
+) -> LiveServices:
+    """Return the live feed of a running meterd; run it as a service."""
+    return LiveServices(
+        feed=LiveFeed(organizations, encode=encode_snapshot, encode_alert=encode_alert),
+        tickets=Tickets(organizations.clock, chance),
+        origins=frozenset(config.live_origins),
+    )
 
 
 def webhooks_of(

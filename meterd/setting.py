@@ -231,6 +231,29 @@ def secrets(*, doc: str) -> Any:
     return _field((), setting)
 
 
+def origins(*, doc: str) -> Any:
+    """Declare any number of web origins, separated by commas."""
+
+    def parse(value: object) -> tuple[str, ...]:
+        if not value and not isinstance(value, str):
+            return ()
+        return tuple(_origin(item) for item in _items(value))
+
+    return _field(
+        (), Setting(doc=doc, parse=parse, form="origins (https://example.com), separated by commas")
+    )
+
+
+def _origin(value: object) -> str:
+    found = _text(value).lower()
+    parts = urlsplit(found)
+    if parts.scheme not in {"https", "http"} or not parts.netloc or parts.geturl() != found:
+        raise ValueError(f"must be an origin such as https://example.com, {_not(value)}")
+    if parts.path or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError(f"must be an origin without a path, {_not(value)}")
+    return found
+
+
 def networks(*, doc: str) -> Any:
     """Declare any number of IP addresses and networks, separated by commas."""
 

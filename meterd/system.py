@@ -60,7 +60,7 @@ from meterd.core.task import Plausibility
 from meterd.core.units import DAY_MS, SECOND_MS, rfc3339
 from meterd.errors import ConfigError
 from meterd.observe.tasktree import task_tree
-from meterd.notifying import webhooks_of
+from meterd.notifying import live_of, webhooks_of
 from meterd.web.app import WebServices, create_app
 from meterd.web.front_door import FrontDoor, FrontDoorLimits, TrustedProxies, open_listeners
 from meterd.web.readiness import Readiness
@@ -170,6 +170,7 @@ async def run_meterd(
         scheduler = scheduler_of(
             config, pools, books, ids=ids, jitter=_jitter(chance), more=jobs_of(config, billing)
         )
+        live = live_of(config, organizations, chance.randbytes)
         webhooks = webhooks_of(
             config, pools, clock=clock, jitter=_jitter(chance), chance=chance.randbytes
         )
@@ -188,6 +189,7 @@ async def run_meterd(
             Service("charges", charges.run, clock=clock),
             Service("scheduler", scheduler.run, clock=clock),
             Service("publisher", webhooks.publisher.run, clock=clock),
+            Service("live", live.feed.run, clock=clock),
             Service("pulse", pulse.run, clock=clock),
         ]
         readiness = Readiness(organizations, services, clock=clock)
@@ -208,6 +210,7 @@ async def run_meterd(
             books=books,
             scheduler=scheduler,
             webhooks=webhooks,
+            live=live,
             connections=connections,
             trail=PostgresTrail(pools),
             billing=billing,

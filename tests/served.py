@@ -20,6 +20,7 @@ from werkzeug.datastructures import Headers
 
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
+from meterd.actors.live import LiveFeed
 from meterd.actors.ledger import FlushPolicy, Ledger
 from meterd.actors.organizations import ActorPolicy, Organizations
 from meterd.actors.supervisor import Service
@@ -36,10 +37,15 @@ from meterd.ports import StoredKey
 from meterd.web.app import Web, WebServices, create_app
 from meterd.web.front_door import FrontDoor, open_listeners
 from meterd.web.readiness import Readiness
+from meterd.web.services import LiveServices
+from meterd.web.tickets import Tickets
+from meterd.web.usage_live import encode_alert, encode_snapshot
 from tests.organizations import CATALOGUE, NOON_MS
 
 
 ADMIN_KEY = "admin-key-for-tests-of-32-characters-or-more"
+PAGE = "https://app.example.com"
+"""The one origin that may open the live feed."""
 UPGRADE_URL = "https://example.com/upgrade"
 
 
@@ -203,6 +209,7 @@ async def open_world(
         policy=ActorPolicy(ask_timeout_ms=ack_timeout_ms, ack_timeout_ms=ack_timeout_ms),
         decide=decide,
     )
+    feed = LiveFeed(organizations, encode=encode_snapshot, encode_alert=encode_alert)
     keyring = await KeyRing.open(
         store,
         clock=clock,
@@ -216,6 +223,7 @@ async def open_world(
         Service("activation", organizations.activation.run, clock=clock),
         Service("timers", organizations.timers.run, clock=clock),
         Service("keyring", keyring.watch, clock=clock),
+        Service("live", feed.run, clock=clock),
     ]
     readiness = Readiness(organizations, actors, clock=clock)
     readiness.is_accepting = True
@@ -228,6 +236,9 @@ async def open_world(
         clock=clock,
         ids=ids,
         config=config,
+        live=LiveServices(
+            feed=feed, tickets=Tickets(clock, random.Random(3).randbytes), origins=frozenset({PAGE})
+        ),
         trail=MemoryTrail(database),
     )
     async with trio.open_nursery() as nursery:

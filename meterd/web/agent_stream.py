@@ -34,6 +34,7 @@ from meterd.web.stream_transport import (
     OpenSession,
     Outbox,
     StreamClose,
+    StreamGate,
     StreamRejected,
     StreamRequest,
     StreamSession,
@@ -68,14 +69,11 @@ class AgentGate:
         try:
             principal = await authenticated(keyring, request.header_values("authorization"))
         except ProblemError:
-            return _rejected(CLOSE_UNAUTHORIZED, "a valid key is required")
+            return rejected(CLOSE_UNAUTHORIZED, "a valid key is required")
         except MeterdError as error:
-            named = new_request_id(self._services.ids)
-            reply = error_reply(error, named)
-            headers = (*reply.headers, *COMMON_HEADERS, ("x-request-id", named))
-            return HttpRejected(status=reply.status, body=reply.body, headers=headers)
+            return troubled(self._services, error)
         if not has_scope(principal, (AGENT_SCOPE,)):
-            return _rejected(CLOSE_WRONG_SCOPE, "this key may not run tasks")
+            return rejected(CLOSE_WRONG_SCOPE, "this key may not run tasks")
         return lambda transport: self.open(transport, principal)
 
     def open(
@@ -93,8 +91,17 @@ class AgentGate:
         )
 
 
-def _rejected(code: int, reason: str) -> StreamRejected:
+def rejected(code: int, reason: str) -> StreamRejected:
+    """Return a refusal that the client sees as a close code."""
     return StreamRejected(close=StreamClose(code=code, reason=reason))
+
+
+def troubled(bundle: WebServices, error: MeterdError) -> HttpRejected:
+    """Return a refusal as HTTP: trouble of ours, which passes."""
+    named = new_request_id(bundle.ids)
+    reply = error_reply(error, named)
+    headers = (*reply.headers, *COMMON_HEADERS, ("x-request-id", named))
+    return HttpRejected(status=reply.status, body=reply.body, headers=headers)
 
 
 def _spawner(nursery: trio.Nursery, transport: StreamTransport) -> Spawn:
@@ -130,15 +137,20 @@ async def needs_upgrade() -> Response:
 @agent_stream.websocket(STREAM_PATH)
 async def carry() -> Response | None:
     """Carry one agent stream over Quart, as the front door would."""
+    bundle = services()
+    return await carried(STREAM_PATH, lambda nursery: AgentGate(bundle, lambda: nursery))
+
+
+async def carried(path: str, gate_in: Callable[[trio.Nursery], StreamGate]) -> Response | None:
+    """Carry the stream that the gate admits on the WebSocket being asked for."""
     request = StreamRequest(
-        path=STREAM_PATH,
+        path=path,
         query=websocket.query_string.decode("latin-1"),
         headers=[(name.lower(), value) for name, value in websocket.headers.items()],
         client_address=websocket.remote_addr or "",
     )
     async with trio.open_nursery() as nursery:
-        gate = AgentGate(services(), lambda: nursery)
-        verdict = await gate.admit(request)
+        verdict = await gate_in(nursery).admit(request)
         if isinstance(verdict, HttpRejected):
             refused = Response(verdict.body, status=verdict.status)
             for name, value in verdict.headers:

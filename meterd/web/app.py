@@ -43,6 +43,7 @@ from meterd.web.stripe_webhook import stripe_webhook
 from meterd.web.tasks import tasks
 from meterd.web.trail import trail
 from meterd.web.usage import usage
+from meterd.web.usage_live import LiveGate, StreamGates, usage_live
 from meterd.web.webhook_endpoints import webhook_endpoints
 
 
@@ -82,7 +83,7 @@ def create_app(services: WebServices) -> Web:
     return Web(
         app=app,
         hot_path=HotAnswers(services),
-        stream_gate=AgentGate(services, lambda: app.nursery),
+        stream_gate=StreamGates(AgentGate(services, lambda: app.nursery), LiveGate(services)),
         new_request_id=lambda: new_request_id(services.ids),
     )
 
@@ -140,6 +141,7 @@ def make_application(services: WebServices) -> QuartTrio:
         billing,
         stripe_webhook,
         settings,
+        usage_live,
         webhook_endpoints,
         usage,
         events,

@@ -16,6 +16,7 @@ from meterd.actors.charges import Charges
 from meterd.actors.connections import ConnectionMeter
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
+from meterd.actors.live import LiveFeed
 from meterd.actors.organizations import Organizations
 from meterd.actors.publisher import Publisher
 from meterd.actors.reconciliation import StripeReconciliation
@@ -29,6 +30,7 @@ from meterd.core.task import Task
 from meterd.observe.metrics import Metrics
 from meterd.ports import AnswerStore, Clock, Directory, Ids, StripeStore, Trail, UsageBooks
 from meterd.web.readiness import Readiness
+from meterd.web.tickets import Tickets
 from meterd.webhook_ports import WebhookStore
 
 
@@ -53,6 +55,16 @@ class BillingServices:
     desk: BillingDesk | None = None
     """`None`: there is no Stripe key."""
     reconciliation: StripeReconciliation | None = None
+
+
+@attrs.frozen(kw_only=True)
+class LiveServices:
+    """The live feed."""
+
+    feed: LiveFeed
+    tickets: Tickets
+    origins: frozenset[str] = frozenset()
+    """Pages that may open it from a browser."""
 
 
 @attrs.frozen(kw_only=True)
@@ -88,6 +100,8 @@ class WebServices:
     """Meters agent streams; `None`: their time is not metered."""
     billing: BillingServices | None = None
     """`None`: this process charges nothing."""
+    live: LiveServices | None = None
+    """`None`: nobody can look."""
     webhooks: WebhookServices | None = None
     """`None`: this process tells nobody."""
     metrics: Metrics = attrs.Factory(Metrics)

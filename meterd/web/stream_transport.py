@@ -80,6 +80,10 @@ class StreamTransport(Protocol):
     def is_open(self) -> bool:
         """Whether messages still go out; false once a close was asked for or the peer left."""
 
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait to be sent."""
+
     def send(self, payload: bytes, *, key: Hashable | None = None) -> bool:
         """Queue one message; with a `key`, it replaces the queued one that has the same key.
 

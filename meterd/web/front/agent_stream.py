@@ -46,7 +46,8 @@ from meterd.web.stream_transport import (
 )
 
 
-STREAM_PATH: Final = b"/v1/agents/stream"
+STREAM_PATHS: Final = frozenset({b"/v1/agents/stream", b"/v1/usage/live"})
+"""What is carried here; the gate knows them apart."""
 
 SLICE_BYTES: Final = 4_096
 """Bytes parsed in one turn: at most 682 empty frames, some 3 ms; more would be felt by others."""

@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from meterd.web.front.addresses import AddressBook, TrustedProxies
-from meterd.web.front.agent_stream import STREAM_PATH, AgentStream, stream_request
+from meterd.web.front.agent_stream import STREAM_PATHS, AgentStream, stream_request
 from meterd.web.front.connection import Connection
 from meterd.web.front.counters import DoorCounters
 from meterd.web.front.handover import HttpServer
@@ -192,7 +192,7 @@ class Conversation:
             services.counters.malformed += 1
             await self._refuse(head)
             return
-        if head.is_websocket_upgrade and head.path == STREAM_PATH and services.gate is not None:
+        if head.is_websocket_upgrade and head.path in STREAM_PATHS and services.gate is not None:
             await self._serve_stream(head_bytes, head, services.gate)
             return
         connection.deadline = inf
