@@ -7,7 +7,6 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import Any
 
-import attrs
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -575,9 +574,12 @@ async def test_a_trace_is_kept_when_an_operator_has_switched_it_on(
         await kernel.start()
         assert kernel.cell().trace is None
 
-        kernel.cell().trace = (ring := type(kernel.organizations.dead_letters)(maxlen=2))
+        assert kernel.organizations.trace("org_1", is_on=True)
         for elapsed_ms in (1, 2, 3):
             await kernel.organizations.ask("org_1", Heartbeat("task_1", elapsed_ms))
+        entries = kernel.cell().trace.entries
+        assert kernel.organizations.trace("org_1", is_on=False)
 
-        assert len(ring) == 2
-        assert attrs.asdict(Heartbeat("task_1", 3))["elapsed_ms"] == 3
+        assert [entry.number for entry in entries] == [1, 2, 3]
+        assert "elapsed_ms=3" in entries[-1].message
+        assert kernel.cell().trace is None
