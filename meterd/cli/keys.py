@@ -119,8 +119,12 @@ def revoke(*, loaded: LoadedConfig, key_id: str, organization: str | None) -> No
         return await keyring.revoke(organization, key_id, revoked_by=BY_COMMAND_LINE)
 
     if _on_keyring(loaded.config, end) is None:
-        whose = "no admin key" if organization is None else "no key of this organization"
-        refuse(f"{whose} has this id", ExitCode.USAGE)
+        if organization is None:
+            refuse(
+                "no admin key has this id; name an organization's with --organization",
+                ExitCode.USAGE,
+            )
+        refuse("no key of this organization has this id", ExitCode.USAGE)
     click.echo(f"revoked {key_id}")
 
 

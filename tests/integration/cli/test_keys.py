@@ -72,7 +72,7 @@ async def test_a_lost_admin_key_is_replaced_from_the_command_line(database_url: 
         (("create", "--organization", "nobody"), "--scope"),
         (("create", "--organization", "nobody", "--scope", "admin"), "--scope"),
         (("create", "--scope", "agent"), "--scope"),
-        (("revoke", "key_none"), "no admin key"),
+        (("revoke", "key_none"), "name an organization's with --organization"),
     ],
 )
 async def test_what_cannot_be_meant_is_refused_with_a_reason(
