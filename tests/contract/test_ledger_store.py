@@ -435,7 +435,7 @@ async def test_a_row_is_stored_as_it_was_decided(store: Store) -> None:
     [
         "UPDATE usage_records SET quantity = 0",
         "DELETE FROM usage_records",
-        "TRUNCATE usage_records",
+        "TRUNCATE usage_records CASCADE",
         "UPDATE organization_terms SET reason = ''",
         "DELETE FROM organization_terms",
         "UPDATE audit_log SET reason = ''",
