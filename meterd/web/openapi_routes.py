@@ -208,6 +208,19 @@ CUSTOMER_ROUTES: Final = (
         answers={200: PageOf(PeriodObject)},
     ),
     Route(method="GET", path="/v1/invoice/preview", scopes=READ, answers={200: InvoicePreview}),
+    Route(
+        method="GET",
+        path="/v1/usage/live",
+        answers={101: None},
+        problems=("upgrade_required",),
+    ),
+    Route(
+        method="POST",
+        path="/v1/usage/live/ticket",
+        scopes=READ,
+        answers={201: OBJECT},
+        takes_keys=False,
+    ),
     Route(method="GET", path="/v1/settings", scopes=MANAGE, answers={200: OBJECT}),
     Route(
         method="PUT",
