@@ -198,7 +198,7 @@ async def idle_stream_bytes(service: Service, key: str) -> float:
     process = psutil.Process(service.process.pid)
     before = process.memory_info().rss
     async with fleets(service, key, IDLE_STREAMS, 0):
-        return (process.memory_info().rss - before) / IDLE_STREAMS
+        return float(process.memory_info().rss - before) / IDLE_STREAMS
 
 
 def show(what: str, figure: str) -> None:
