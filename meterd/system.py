@@ -59,8 +59,8 @@ from meterd.core.supervision import StrikePolicy
 from meterd.core.task import Plausibility
 from meterd.core.units import DAY_MS, SECOND_MS, rfc3339
 from meterd.errors import ConfigError
-from meterd.observe.tasktree import task_tree
 from meterd.notifying import live_of, webhooks_of
+from meterd.observe.tasktree import task_tree
 from meterd.web.app import WebServices, create_app
 from meterd.web.front_door import FrontDoor, FrontDoorLimits, TrustedProxies, open_listeners
 from meterd.web.readiness import Readiness

@@ -20,8 +20,8 @@ from werkzeug.datastructures import Headers
 
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
-from meterd.actors.live import LiveFeed
 from meterd.actors.ledger import FlushPolicy, Ledger
+from meterd.actors.live import LiveFeed
 from meterd.actors.organizations import ActorPolicy, Organizations
 from meterd.actors.supervisor import Service
 from meterd.adapters.ids import IdSource

@@ -141,9 +141,6 @@ KINDS: Final[Mapping[str, Kind]] = {
     "too_many_endpoints": Kind(
         409, _CONFLICT, "The organization has as many webhook endpoints as it may."
     ),
-    "too_many_endpoints": Kind(
-        409, _CONFLICT, "The organization has as many webhook endpoints as it may."
-    ),
     "job_running": Kind(409, _CONFLICT, "The job is running already."),
     "idempotency_in_flight": Kind(
         409, _CONFLICT, "A request with this Idempotency-Key is still being answered."
