@@ -16,7 +16,7 @@ LOCK_WITH := uv pip compile --quiet --universal --python-version 3.11 --generate
 # Test processes, each with a PostgreSQL of its own.
 JOBS ?= 2
 
-.PHONY: help demo test lint bench simulate lock clean
+.PHONY: help demo test lint bench simulate prove lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -37,6 +37,9 @@ bench: $(DEV_STAMP) ## measure the hot paths on this machine
 
 simulate: $(DEV_STAMP) ## break a simulated world in every way (SEEDS=0-999, or 17 to see one again)
 	@$(BIN)/python -m tests.simulation.run "$(SEEDS)"
+
+prove: $(DEV_STAMP) ## kill, freeze and race real processes, and write a report (ARGS=--help)
+	@$(BIN)/python -m tests.crash.prove $(ARGS)
 
 lock: ## pin again what pyproject.toml asks for (needs uv; UPGRADE=--upgrade for newer versions)
 	@command -v uv >/dev/null || { echo "make lock needs uv: python3 -m pip install uv" >&2; exit 1; }

@@ -1,0 +1,290 @@
+"""The report of a proof, and the table from each promise to the test that would fail without it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import attrs
+import psutil
+
+from tests.crash.findings import Findings, quantile, total
+from tests.tidy.sources import ROOT
+
+
+PROMISES = (
+    (
+        "What was answered with 2xx or `ack` is on disk.",
+        (
+            "tests/crash/test_kill.py::test_kill_9_of_meterd_under_load_loses_and_doubles_nothing",
+            "tests/crash/test_kill.py::test_kill_9_of_postgres_under_load_loses_and_doubles_nothing",
+            "tests/simulation/test_worlds.py::test_no_world_breaks_a_promise",
+        ),
+    ),
+    (
+        "An id counts once, however often it is sent.",
+        (
+            "tests/crash/test_outages.py::test_what_was_committed_without_an_answer_counts_once",
+            (
+                "tests/integration/service/test_events.py"
+                "::test_a_thousand_parallel_copies_of_one_event_are_one_row"
+            ),
+        ),
+    ),
+    (
+        "Rows, counters and invoice lines say the same.",
+        (
+            (
+                "tests/integration/service/test_metering.py"
+                "::test_the_ledger_is_what_twenty_agents_ran_whatever_the_operator_does"
+            ),
+            "tests/simulation/test_worlds.py::test_no_world_breaks_a_promise",
+        ),
+    ),
+    (
+        (
+            "A hard limit is passed by no more than the delivery of `stop`, and nothing past it is "
+            "billed."
+        ),
+        (
+            (
+                "tests/crash/test_overspend.py"
+                "::test_sixty_agents_racing_for_the_last_minute_are_billed_nothing_past_it"
+            ),
+            (
+                "tests/integration/service/test_limits.py"
+                "::test_five_running_tasks_are_stopped_at_the_instant_the_quota_runs_out"
+            ),
+            (
+                "tests/integration/service/test_limits.py"
+                "::test_of_a_hundred_simultaneous_starts_for_five_slots_five_are_admitted"
+            ),
+        ),
+    ),
+    (
+        "Limits are enforced without PostgreSQL.",
+        (
+            (
+                "tests/crash/test_outages.py"
+                "::test_a_frozen_postgres_stops_no_enforcement_and_loses_nothing"
+            ),
+            (
+                "tests/crash/test_outages.py"
+                "::test_an_unreachable_postgres_stops_no_enforcement_and_loses_nothing"
+            ),
+        ),
+    ),
+    (
+        "No tenant sees anything of another.",
+        (
+            (
+                "tests/integration/web/test_routes.py"
+                "::test_another_tenants_task_is_answered_like_a_missing_one"
+            ),
+            (
+                "tests/integration/service/test_events.py"
+                "::test_another_tenants_events_are_neither_known_nor_voidable"
+            ),
+        ),
+    ),
+    (
+        "When faults end, everything acknowledged is visible within seconds.",
+        (
+            (
+                "tests/crash/test_outages.py"
+                "::test_an_unreachable_postgres_stops_no_enforcement_and_loses_nothing"
+            ),
+            "tests/crash/test_kill.py::test_running_tasks_and_slots_survive_a_kill_of_meterd",
+        ),
+    ),
+    (
+        "What cannot be served is refused with 503 or 429 and `Retry-After`, never dropped.",
+        (
+            (
+                "tests/crash/test_outages.py"
+                "::test_a_frozen_postgres_stops_no_enforcement_and_loses_nothing"
+            ),
+            (
+                "tests/integration/service/test_shutdown.py"
+                "::test_sigterm_under_load_with_a_client_that_never_reads_ends_within_ten_seconds"
+            ),
+        ),
+    ),
+    (
+        "The simulation would notice.",
+        ("tests/simulation/test_planted.py::test_a_planted_bug_is_found_within_twenty_worlds",),
+    ),
+)
+"""Each promise, and the tests that fail when it is broken."""
+
+
+@attrs.frozen
+class Trial:
+    """One kind of trouble and what it led to."""
+
+    name: str
+    found: Findings
+    took_s: float
+
+
+@attrs.frozen(kw_only=True)
+class Simulated:
+    """What became of the simulated worlds."""
+
+    seeds: int
+    failed: Sequence[str]
+    simulated_s: float
+    acknowledged: int
+    crashes: int
+    planted: Sequence[str]
+    found: Sequence[str]
+
+
+NOT_SIMULATED = Simulated(
+    seeds=0, failed=(), simulated_s=0, acknowledged=0, crashes=0, planted=(), found=()
+)
+
+
+def written(
+    trials: Sequence[Trial],
+    simulated: Simulated,
+    *,
+    begun_at: datetime,
+    command: str,
+    seed: int,
+) -> tuple[str, bool]:
+    """Return the report as Markdown, and whether every promise was kept."""
+    summed = total([trial.found for trial in trials])
+    missed = [name for name in simulated.planted if name not in simulated.found]
+    broken = [
+        *(f"{trial.name}: {sentence}" for trial in trials for sentence in trial.found.broken),
+        *simulated.failed,
+        *(f"planted bug not found: {name}" for name in missed),
+    ]
+    is_kept = not broken and (summed.lost_ms, summed.doubled_ms, summed.over_ms) == (0, 0, 0)
+    lines = [
+        f"# Proof, {begun_at:%Y-%m-%d}",
+        "",
+        "**Every promise was kept.**" if is_kept else "**A promise was broken**, see the end.",
+        "[How to read and repeat it](../docs/internals/proof.md).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| command | `{command}` |",
+        f"| random instants from | `--seed {seed}` |",
+        f"| begun | {begun_at:%Y-%m-%d %H:%M} UTC |",
+        f"| commit | {commit()} |",
+        f"| machine | {machine()} |",
+        f"| lost | **{summed.lost_ms} ms** |",
+        f"| doubled | **{summed.doubled_ms} ms** |",
+        f"| billed past a hard limit | **{summed.over_ms} ms** |",
+        f"| acknowledged | {summed.acknowledgements:,} messages |",
+        f"| sent again | {summed.resent:,} messages, on {summed.reconnects:,} new connections |",
+        "",
+        "## Real processes",
+        "",
+        (
+            "| trial | cycles | took | tasks | acknowledged | sent again | reconnects | lost | doubled "
+            "| recovery p50 | max |"
+        ),
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        *(_row(trial) for trial in trials),
+        "",
+        "A recovery ends when work that was asked for afterwards is durable.",
+        "",
+        *_stops(summed),
+        *_simulation(simulated, missed),
+        "## Which test would fail",
+        "",
+        "| promise | tests |",
+        "|---|---|",
+        *(
+            f"| {promise} | {'<br>'.join(f'`{name}`' for name in names)} |"
+            for promise, names in PROMISES
+        ),
+    ]
+    if broken:
+        lines += ["", "## Broken", "", *(f"* {sentence}" for sentence in broken)]
+    return "\n".join(lines) + "\n", is_kept
+
+
+def _row(trial: Trial) -> str:
+    found = trial.found
+    median = longest = "-"
+    if found.recoveries_s:
+        median = f"{quantile(found.recoveries_s, 50):.2f} s"
+        longest = f"{max(found.recoveries_s):.2f} s"
+    return (
+        f"| {trial.name} | {found.cycles} | {trial.took_s:.0f} s | {found.tasks:,} "
+        f"| {found.acknowledgements:,} | {found.resent:,} | {found.reconnects:,} "
+        f"| {found.lost_ms} ms | {found.doubled_ms} ms | {median} | {longest} |"
+    )
+
+
+def _stops(summed: Findings) -> list[str]:
+    if not summed.stops_s:
+        return []
+    p50, p99 = (quantile(summed.stops_s, percent) * 1_000 for percent in (50, 99))
+    return [
+        "## Overspend under concurrency",
+        "",
+        f"{len(summed.stops_s):,} running agents were stopped at a hard limit they raced for.",
+        (
+            f"Time to stop, from the instant the budget ran out until the agent had read `stop`: "
+            f"p50 {p50:.0f} ms, p99 {p99:.0f} ms, max {max(summed.stops_s) * 1_000:.0f} ms."
+        ),
+        f"Billed past the limit: {summed.over_ms} ms.",
+        "",
+    ]
+
+
+def _simulation(simulated: Simulated, missed: Sequence[str]) -> list[str]:
+    if not simulated.seeds:
+        return ["## Simulation", "", "Not run.", ""]
+    return [
+        "## Simulation",
+        "",
+        (
+            f"{simulated.seeds:,} worlds, {len(simulated.failed)} failed: "
+            f"{simulated.simulated_s / 3600:,.1f} hours of virtual time, "
+            f"{simulated.acknowledged:,} acknowledgements, {simulated.crashes:,} crashes."
+        ),
+        f"Planted bugs found: {len(simulated.found)} of {len(simulated.planted)}"
+        + (f"; missed: {', '.join(missed)}." if missed else "."),
+        "",
+    ]
+
+
+def commit() -> str:
+    """Return the checked-out commit, and whether files differ from it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    found = git("rev-parse", "--short=12", "HEAD") or "unknown"
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "meterd")
+    return f"{found}, with {len(changed.splitlines())} changed files" if changed else found
+
+
+def machine() -> str:
+    """Return what the proof ran on."""
+    model = platform.machine()
+    cpus = Path("/proc/cpuinfo")
+    if cpus.exists():
+        for line in cpus.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    memory = psutil.virtual_memory().total / 2**30
+    load = os.getloadavg()[0]
+    return (
+        f"{os.cpu_count()} x {model}, {memory:.0f} GiB, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}, load {load:.1f}"
+    )
