@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import click
 
+from meterd import __version__
 from meterd.errors import ConfigError, MeterdError, OwnedElsewhereError
 
 
@@ -54,6 +55,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="meterd")
 def group() -> None:
     """Meter what agents use, stop them at their plan's limit, and bill it exactly."""
 
