@@ -145,8 +145,8 @@ def run_trial(name: str, run: Callable[[], Findings]) -> Trial:
     trial = Trial(name, found, time.monotonic() - began_s)
     print(
         f"  {found.cycles} cycles in {trial.took_s:.0f} s: "
-        f"{found.acknowledgements:,} acknowledged, {found.resent:,} sent again, {found.lost_ms} ms lost, {found.doubled_ms} ms doubled, "
-        f"{found.over_ms} ms over",
+        f"{found.acknowledgements:,} acknowledged, {found.resent:,} sent again, "
+        f"{found.lost_ms} ms lost, {found.doubled_ms} ms doubled, {found.over_ms} ms over",
         *(f"\n  BROKEN: {sentence}" for sentence in found.broken),
         flush=True,
     )

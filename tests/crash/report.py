@@ -188,8 +188,8 @@ def written(
         "## Real processes",
         "",
         (
-            "| trial | cycles | took | tasks | acknowledged | sent again | reconnects | lost | doubled "
-            "| recovery p50 | max |"
+            "| trial | cycles | took | tasks | acknowledged | sent again | reconnects | lost "
+            "| doubled | recovery p50 | max |"
         ),
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         *(_row(trial) for trial in trials),
