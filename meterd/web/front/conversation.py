@@ -28,6 +28,9 @@ from meterd.web.stream_transport import CLOSE_TOO_MANY_CONNECTIONS, StreamClose,
 
 _HEAD_END = b"\r\n\r\n"
 
+DRAIN_LINGER_S = 0.1
+"""Seconds for the peer of a connection that a stop closes; a lost answer is asked for again."""
+
 TOO_MANY_STREAMS = StreamClose(code=CLOSE_TOO_MANY_CONNECTIONS, reason="too many connections")
 
 
@@ -197,7 +200,10 @@ class Conversation:
             return
         connection.deadline = inf
         await services.http.serve(connection)
-        await connection.linger(services.limits.linger_ms / 1000)
+        linger_s = services.limits.linger_ms / 1000
+        if services.is_draining:  # idle clients close late or never: the next meterd waits for us
+            linger_s = min(linger_s, DRAIN_LINGER_S)
+        await connection.linger(linger_s)
 
     async def _serve_stream(self, head_bytes: bytes, head: Head, gate: StreamGate) -> None:
         connection, services = self._connection, self._services

@@ -1,0 +1,57 @@
+"""`meterd restore`: a backup into an empty place, checked before anybody serves from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import trio
+
+from meterd.adapters import postgres_dump
+from meterd.adapters.asyncio_thread import AsyncioThread, open_asyncio_thread
+from meterd.adapters.embedded_postgres import open_embedded_postgres
+from meterd.adapters.postgres.audit import audit
+from meterd.adapters.postgres.migrate import Migrations
+from meterd.adapters.postgres.pool import open_postgres_pools
+from meterd.cli import ExitCode, refuse
+from meterd.cli._options import DATABASE, configured
+from meterd.config import Config, LoadedConfig
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@configured(*DATABASE)
+def command(*, loaded: LoadedConfig, file: Path) -> ExitCode:
+    """Restore a backup FILE into a new data directory or an empty database, and check it.
+
+    What is there is never overwritten. Exit code 1 when the restored books do not agree.
+    """
+    directory = loaded.config.data_dir
+    if directory is not None and directory.exists() and any(directory.iterdir()):
+        refuse(f"{directory} is not empty: name a new directory", ExitCode.USAGE)
+    differences = trio.run(_restore, loaded.config, file)
+    click.echo(f"restored; {differences} differences in the books")
+    return ExitCode.FAILED if differences else ExitCode.OK
+
+
+async def _restore(config: Config, file: Path) -> int:
+    async with open_asyncio_thread() as portal:
+        if config.database_url is not None:
+            return await _into(portal, config.database_url.get_secret_value(), file)
+        assert config.data_dir is not None, "the configuration names one of the two"
+        async with open_embedded_postgres(
+            portal, config.data_dir, on_progress=lambda text: click.echo(text, err=True)
+        ) as server:
+            return await _into(portal, server.dsn, file)
+
+
+async def _into(portal: AsyncioThread, dsn: str, file: Path) -> int:
+    migrations = Migrations(portal, dsn)
+    if await migrations.current() is not None:
+        refuse(
+            "the database has meterd's tables already: restore into an empty one", ExitCode.USAGE
+        )
+    await postgres_dump.restore(dsn, file)
+    await migrations.upgrade(lambda text: click.echo(text, err=True))
+    async with open_postgres_pools(portal, dsn) as pools:
+        return len((await audit(pools)).differences)
