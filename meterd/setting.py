@@ -282,6 +282,8 @@ def shown(value: object) -> str:
             if "://" not in plain:
                 return MASK
             return _QUERY_PASSWORD.sub(rf"\1{MASK}", _URL_PASSWORD.sub(rf"\1:{MASK}@", plain))
+        case Address():
+            return str(value)
         case tuple():
             return ",".join(shown(item) for item in value)
         case _:
