@@ -42,6 +42,10 @@ PROMISES = (
                 "tests/integration/service/test_metering.py"
                 "::test_the_ledger_is_what_twenty_agents_ran_whatever_the_operator_does"
             ),
+            (
+                "tests/integration/service/test_charges.py"
+                "::test_closed_period_becomes_one_invoice_item_although_replies_are_lost"
+            ),
             "tests/simulation/test_worlds.py::test_no_world_breaks_a_promise",
         ),
     ),

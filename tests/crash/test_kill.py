@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import socket
 from pathlib import Path
 
-import psutil
 import pytest
 import trio
 
+from tests.crash.kills import free_port
+from tests.crash.outages import postmaster_of
 from tests.integration.service.books import assert_books_are_right, query
 from tests.integration.service.harness import running_meterd
 from tests.integration.service.load import Books, run_agents
@@ -21,14 +21,6 @@ pytestmark = pytest.mark.slow
 KILLS = 3
 AGENTS = 12
 SETTINGS = {"METERD_TASK_TIMEOUT_MS": "3000"}
-
-
-def free_port() -> int:
-    """Return a port nobody listens on, so that a restarted meterd has the same address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def assert_ledger_is(database_url: str, books: Books) -> None:
@@ -120,11 +112,3 @@ async def test_kill_9_of_postgres_under_load_loses_and_doubles_nothing(data_dir:
     assert books.errors == []
     assert len(books.ran_ms) > AGENTS
     await assert_books_are_right("--data-dir", str(data_dir))
-
-
-def postmaster_of(pid: int) -> psutil.Process:
-    """Return the embedded PostgreSQL of a meterd process."""
-    [postmaster] = [
-        child for child in psutil.Process(pid).children() if child.name().startswith("postgres")
-    ]
-    return postmaster
