@@ -24,6 +24,9 @@ from tests.integration.service.load import SETTINGS
 SETTLE_MS = 60_000
 """Milliseconds an agent waits at the end of a trial until meterd has acknowledged everything."""
 
+LONG_TASK_S = 3.0
+"""Seconds; reports are due every second under the trials' settings."""
+
 ACKNOWLEDGEMENTS = ("started", "ack", "finished")
 
 
@@ -168,7 +171,8 @@ async def _work(
     while not is_over():
         try:
             async with client.task(agent_id=f"agent-{number}") as task:
-                await trio.sleep(0.2 + number % 7 / 10)
+                # Every fourth runs long enough to be caught between two of its reports.
+                await trio.sleep(0.2 + number % 7 / 10 + (0 if number % 4 else LONG_TASK_S))
         except MeterdClientError as error:
             ledger.errors.append(repr(error))
             await trio.sleep(0.1)
