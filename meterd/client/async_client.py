@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -46,7 +47,7 @@ class TaskBase(TaskHandle):
             await self.tracked.stopped.wait()
 
 
-class AsyncMeterd:
+class AsyncMeterd(ABC):
     """The common part of the async clients; use `meterd.client.trio` or `meterd.client.asyncio`.
 
     `url` is the service's base address, `key` an organization key with the scope `agent` (and
@@ -94,11 +95,13 @@ class AsyncMeterd:
 
     _life: AbstractAsyncContextManager[None] | None = None
 
+    @abstractmethod
     def _make_runtime(self) -> Runtime:
-        raise NotImplementedError
+        """Return the time and the waiting of the shell's world."""
 
+    @abstractmethod
     def _make_transport(self, url: str, key: str, ssl_context: ssl.SSLContext | None) -> Transport:
-        raise NotImplementedError
+        """Return the shell's WebSocket."""
 
     @property
     def latest_quota(self) -> Quota | None:
