@@ -290,6 +290,15 @@ class Config:
         doc="Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed; none unless set."
     )
 
+    clerk_issuer: str | None = url(
+        "https", "http", doc="Issuer of Clerk's session tokens; nobody signs in unless it is set."
+    )
+    clerk_jwks_url: str | None = url(
+        "https", "http", doc="Clerk's published keys; at the issuer's well-known place unless set."
+    )
+    clerk_authorized_parties: tuple[str, ...] = origins(
+        doc="Web pages whose session tokens are taken (`azp`); required with `clerk_issuer`."
+    )
     live_origins: tuple[str, ...] = origins(
         doc="Web pages that may open the live feed from a browser; none unless set."
     )
@@ -494,6 +503,11 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield (
             f"stream_idle_ms ({config.stream_idle_ms}) must be larger than the heartbeat interval "
             f"({config.heartbeat_interval_ms}), or every agent is disconnected: raise it."
+        )
+    if config.clerk_issuer is not None and not config.clerk_authorized_parties:
+        yield (
+            "clerk_issuer is set and clerk_authorized_parties is empty: name the web pages whose "
+            "session tokens are taken."
         )
     if (
         config.stripe_api_base is not None

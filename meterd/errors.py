@@ -11,6 +11,7 @@
     │   ├── PaymentsUnavailableError  Stripe is away or the reply was lost; transient
     │   └── PaymentsRejectedError   Stripe understood and refused
     ├── EmbeddedPostgresError       the embedded server cannot be prepared or started
+    ├── KeySetUnavailableError      an issuer's published keys cannot be read; transient
     ├── PortalClosedError           the asyncio thread is gone; the outcome is unknown; transient
     ├── OverloadedError             a bounded queue is full; transient
     ├── ShuttingDownError           meterd is stopping; transient
@@ -98,6 +99,12 @@ class PaymentsRejectedError(PaymentsError):
 
 class EmbeddedPostgresError(MeterdError):
     """The embedded PostgreSQL cannot be created, started or reached; says what to do."""
+
+
+class KeySetUnavailableError(MeterdError):
+    """The keys of an issuer of session tokens cannot be read."""
+
+    transient = True
 
 
 class PortalClosedError(MeterdError):

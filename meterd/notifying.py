@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from meterd.actors.live import LiveFeed
 from meterd.actors.organizations import Organizations
 from meterd.actors.publisher import Publisher
+from meterd.actors.sessions import Sessions
+from meterd.adapters.key_set import HttpKeySet
 from meterd.adapters.postgres.pool import PostgresPools
 from meterd.adapters.postgres.webhooks import PostgresWebhooks
 from meterd.adapters.webhook_sender import HttpsSender, checked_url
@@ -16,6 +18,16 @@ from meterd.ports import Clock
 from meterd.web.services import LiveServices, WebhookServices
 from meterd.web.tickets import Tickets
 from meterd.web.usage_live import encode_alert, encode_snapshot
+
+
+def sessions_of(config: Config, clock: Clock) -> Sessions | None:
+    """Return who verifies Clerk's session tokens; None: nobody signs in."""
+    if config.clerk_issuer is None:
+        return None
+    issuer = config.clerk_issuer.rstrip("/")
+    url = config.clerk_jwks_url or f"{issuer}/.well-known/jwks.json"
+    parties = frozenset(config.clerk_authorized_parties)
+    return Sessions(HttpKeySet(url), issuer=issuer, parties=parties, clock=clock)
 
 
 def live_of(

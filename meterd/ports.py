@@ -96,6 +96,14 @@ class LedgerStore(Protocol):
         ...
 
 
+class KeySetSource(Protocol):
+    """Where an issuer of session tokens publishes its keys."""
+
+    async def read(self) -> bytes:
+        """Return the JWKS document. Errors: KeySetUnavailableError."""
+        ...
+
+
 @attrs.frozen(kw_only=True)
 class StoredKey:
     """An API key as stored; never the key itself."""

@@ -59,7 +59,7 @@ from meterd.core.supervision import StrikePolicy
 from meterd.core.task import Plausibility
 from meterd.core.units import DAY_MS, SECOND_MS, rfc3339
 from meterd.errors import ConfigError
-from meterd.notifying import live_of, webhooks_of
+from meterd.notifying import live_of, sessions_of, webhooks_of
 from meterd.observe.tasktree import task_tree
 from meterd.web.app import WebServices, create_app
 from meterd.web.front_door import FrontDoor, FrontDoorLimits, TrustedProxies, open_listeners
@@ -170,6 +170,7 @@ async def run_meterd(
         scheduler = scheduler_of(
             config, pools, books, ids=ids, jitter=_jitter(chance), more=jobs_of(config, billing)
         )
+        keyring.sessions = sessions_of(config, clock)
         live = live_of(config, organizations, chance.randbytes)
         webhooks = webhooks_of(
             config, pools, clock=clock, jitter=_jitter(chance), chance=chance.randbytes

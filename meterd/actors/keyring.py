@@ -15,7 +15,7 @@ import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 import structlog
@@ -78,6 +78,8 @@ class Principal:
     """`None`: an operator."""
     scopes: frozenset[str]
     name: str = ""
+    ends_at_ms: int | None = None
+    """When it is nobody any more: a signed-in person's; `None`: when it is revoked."""
 
 
 class Unknown(enum.Enum):
@@ -87,6 +89,18 @@ class Unknown(enum.Enum):
 
 
 UNKNOWN: Final = Unknown.UNKNOWN
+
+
+class SessionTokens(Protocol):
+    """Bearers that are not keys: session tokens somebody else signed."""
+
+    def verify_nowait(self, token: str) -> Principal | Unknown | None:
+        """Return whose it is, None for nobody, UNKNOWN when `verify` must look."""
+        ...
+
+    async def verify(self, token: str) -> Principal | None:
+        """Return whose it is. Errors: StoreUnavailableError."""
+        ...
 
 
 def make_key(chance: bytes) -> str:
@@ -102,6 +116,11 @@ def has_key_form(text: str) -> bool:
         return False
     body = text[:-CHECKSUM_CHARACTERS]
     return hmac.compare_digest(text[-CHECKSUM_CHARACTERS:].encode(), _checksum(body).encode())
+
+
+def _is_token(bearer: str) -> bool:
+    """Tell whether a bearer has the three parts of a signed token; no key has a dot."""
+    return bearer.count(".") == 2 and not bearer.startswith(KEY_PREFIX)  # noqa: PLR2004
 
 
 def _checksum(body: str) -> str:
@@ -143,6 +162,8 @@ class KeyRing:
         self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
         self._on_revoked: dict[str, list[Callable[[], None]]] = {}
         self._watched_from_ms = clock.now_ms()
+        self.sessions: SessionTokens | None = None
+        """Who verifies session tokens; `None`: nobody signs in."""
         self.failing_since_ms: int | None = None
         """Since when revocations cannot be read: the store is away, even if nothing is written."""
 
@@ -179,6 +200,8 @@ class KeyRing:
 
     def authenticate_nowait(self, bearer: str) -> Principal | Unknown | None:
         """Return who it is, None for nobody, or UNKNOWN when the store must be asked."""
+        if self.sessions is not None and _is_token(bearer):
+            return self.sessions.verify_nowait(bearer)
         return self._remembered(bearer, self._digest(bearer))
 
     async def authenticate(self, bearer: str) -> Principal | None:
@@ -186,6 +209,8 @@ class KeyRing:
 
         Errors: StoreUnavailableError, OverloadedError when too many look-ups wait.
         """
+        if self.sessions is not None and _is_token(bearer):
+            return await self.sessions.verify(bearer)
         digest = self._digest(bearer)
         remembered = self._remembered(bearer, digest)
         if remembered is not UNKNOWN:

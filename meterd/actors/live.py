@@ -48,13 +48,18 @@ class Viewer(Protocol):
         """Take something that happened."""
         ...
 
+    def end(self) -> None:
+        """Leave: who looks is signed in no longer."""
+        ...
+
 
 class Channel:
     """The viewers of one organization; an actors' `Listener`."""
 
     def __init__(self, organization_id: str, wake: Callable[[], None]) -> None:
         self.organization_id = organization_id
-        self.viewers: dict[Viewer, None] = {}
+        self.viewers: dict[Viewer, int | None] = {}
+        """Each with when it must leave; `None`: when it wants to."""
         self.shown: QuotaView | None = None
         self.payload: bytes | None = None
         self.is_urgent = False
@@ -114,15 +119,17 @@ class LiveFeed:
             "frames": self.frames,
         }
 
-    def watch(self, organization_id: str, viewer: Viewer) -> Callable[[], None]:
-        """Show an organization to a viewer, now and from now on; call the result to stop."""
+    def watch(
+        self, organization_id: str, viewer: Viewer, *, ends_at_ms: int | None = None
+    ) -> Callable[[], None]:
+        """Show an organization to a viewer, now and until an instant; call the result to stop."""
         known = self._channels.get(organization_id)
         if known is None:
             channel = Channel(organization_id, self._wake)
             stop_listening = self._organizations.listen(organization_id, channel)
             known = self._channels[organization_id] = (channel, stop_listening)
         channel, _ = known
-        channel.viewers[viewer] = None
+        channel.viewers[viewer] = ends_at_ms
         self._show_first(channel, viewer)
 
         def stop() -> None:
@@ -167,10 +174,18 @@ class LiveFeed:
             if is_tick:
                 next_tick = trio.current_time() + TICK_MS / SECOND_MS
             for channel, _ in list(self._channels.values()):
+                if is_tick:
+                    self._end_viewers(channel)
                 if is_tick or channel.is_urgent:
                     await self._serve(channel)
             with trio.move_on_at(next_tick):
                 await self._kick.wait()
+
+    def _end_viewers(self, channel: Channel) -> None:
+        now_ms = self._organizations.clock.now_ms()
+        for viewer, ends_at_ms in list(channel.viewers.items()):
+            if ends_at_ms is not None and ends_at_ms <= now_ms:
+                viewer.end()
 
     async def _serve(self, channel: Channel) -> None:
         channel.is_urgent = False

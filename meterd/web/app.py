@@ -30,6 +30,7 @@ from meterd.web.front.hot import HotPath
 from meterd.web.health import health
 from meterd.web.hot import HotAnswers
 from meterd.web.idempotency import Handler, idempotent
+from meterd.web.keys import keys
 from meterd.web.metrics import metrics
 from meterd.web.openapi import openapi, registered, route_of
 from meterd.web.problems import KINDS, ProblemError, error_reply, problem_reply
@@ -141,6 +142,7 @@ def make_application(services: WebServices) -> QuartTrio:
         billing,
         stripe_webhook,
         settings,
+        keys,
         usage_live,
         webhook_endpoints,
         usage,

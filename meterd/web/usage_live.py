@@ -101,7 +101,9 @@ class LiveSession:
         self._untaken = 0
         self._talk = 0
         self._stop_watching = bundle.keyring.on_revoked(principal.key_id, self._on_revoked)
-        self._stop = bundle.live.feed.watch(principal.organization_id, self)
+        self._stop = bundle.live.feed.watch(
+            principal.organization_id, self, ends_at_ms=principal.ends_at_ms
+        )
         if bundle.keyring.is_revoked(principal.key_id):
             self._on_revoked()
 
@@ -116,6 +118,10 @@ class LiveSession:
     def alert(self, payload: bytes) -> None:
         """Send an alert; each is sent."""
         self._transport.send(payload)
+
+    def end(self) -> None:
+        """Close when the session that opened it has ended: who still looks comes again."""
+        self._transport.close(CLOSE_UNAUTHORIZED, "the session has ended")
 
     def on_text(self, payload: bytes) -> None:
         """Overlook what a viewer says, for a while."""

@@ -1,0 +1,72 @@
+"""`/v1/keys`: a customer's administrator makes, lists and revokes the organization's own keys."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from quart import Blueprint, Response
+
+from meterd.core.units import rfc3339
+from meterd.ports import StoredKey
+from meterd.web.idempotency import effect_id, is_retry
+from meterd.web.problems import ProblemError
+from meterd.web.reply import Reply, json_reply
+from meterd.web.requests import body_as, member, query, response, services
+from meterd.web.schema import NewKeyBody
+from meterd.web.shapes import Page
+
+
+MANAGE: Final = "manage"
+
+keys = Blueprint("keys", __name__)
+
+
+def key_object(key: StoredKey) -> dict[str, Any]:
+    """Return the shape of a key; never the key itself."""
+    revoked_ms = key.revoked_at_ms
+    return {
+        "id": key.id,
+        "name": key.name,
+        "scopes": sorted(key.scopes),
+        "last4": key.last4,
+        "created_at": rfc3339(key.created_at_ms),
+        "created_by": key.created_by,
+        "revoked_at": None if revoked_ms is None else rfc3339(revoked_ms),
+    }
+
+
+@keys.get("/v1/keys")
+async def show_all() -> Response:
+    """List the organization's keys, newest first, revoked ones too."""
+    organization_id, _ = await member(MANAGE)
+    query()
+    found = await services().keyring.keys_of(organization_id)
+    return response(json_reply(200, Page(data=[key_object(key) for key in found])))
+
+
+@keys.post("/v1/keys")
+async def create() -> Response:
+    """Create a key of the organization; its text is in this answer and nowhere else, ever."""
+    organization_id, actor = await member(MANAGE)
+    query()
+    body = await body_as(NewKeyBody)
+    key_id, keyring = effect_id(services().ids, "key"), services().keyring
+    if is_retry():  # the key it may have made was seen by nobody: it is replaced
+        await keyring.revoke(organization_id, key_id, revoked_by=actor)
+        key_id = services().ids.new("key")
+    key, text = await keyring.create(
+        organization_id, scopes=body.scopes, name=body.name, created_by=actor, key_id=key_id
+    )
+    return response(json_reply(201, {**key_object(key), "key": text}))
+
+
+@keys.delete("/v1/keys/<key_id>")
+async def revoke(key_id: str) -> Response:
+    """Revoke a key at once; its streams close. Repeats change nothing."""
+    organization_id, actor = await member(MANAGE)
+    query()
+    if not key_id.isprintable():
+        raise ProblemError("key_unknown")
+    if await services().keyring.revoke(organization_id, key_id, revoked_by=actor) is None:
+        raise ProblemError("key_unknown")
+    return response(Reply(204))
