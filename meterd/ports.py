@@ -475,3 +475,17 @@ class Trail(Protocol):
     ) -> Sequence[DeadLetter]:
         """Return dead letters, newest first; `after` is the (at_ms, id) seen last."""
         ...
+
+
+class People(Protocol):
+    """What is stored under a person's id."""
+
+    async def held(
+        self, organization_id: str, user_id: str
+    ) -> Mapping[str, Sequence[Mapping[str, object]]]:
+        """Return a person's `tasks` and `records`, as JSON values."""
+        ...
+
+    async def erase(self, organization_id: str, user_id: str, pseudonym: str) -> tuple[int, int]:
+        """Put a pseudonym in a person's place; return how many rows and tasks it was."""
+        ...

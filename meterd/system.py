@@ -39,6 +39,7 @@ from meterd.adapters.postgres.durability import assert_durable_settings
 from meterd.adapters.postgres.last_record import last_recorded_ms
 from meterd.adapters.postgres.migrate import Migrations
 from meterd.adapters.postgres.owner import Ownership, own_database
+from meterd.adapters.postgres.people import PostgresPeople
 from meterd.adapters.postgres.pool import (
     PostgresPools,
     open_dedicated_connection,
@@ -214,6 +215,7 @@ async def run_meterd(
             live=live,
             connections=connections,
             trail=PostgresTrail(pools),
+            people=PostgresPeople(pools),
             billing=billing,
         )
         telemetry.measure_organizations(web.metrics, organizations)

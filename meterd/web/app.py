@@ -32,6 +32,7 @@ from meterd.web.hot import HotAnswers
 from meterd.web.idempotency import Handler, idempotent
 from meterd.web.keys import keys
 from meterd.web.metrics import metrics
+from meterd.web.people import people
 from meterd.web.openapi import openapi, registered, route_of
 from meterd.web.problems import KINDS, ProblemError, error_reply, problem_reply
 from meterd.web.quota import quota
@@ -137,6 +138,7 @@ def make_application(services: WebServices) -> QuartTrio:
         health,
         metrics,
         trail,
+        people,
         admin_billing,
         admin_stripe,
         billing,

@@ -141,6 +141,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "too_many_endpoints": Kind(
         409, _CONFLICT, "The organization has as many webhook endpoints as it may."
     ),
+    "user_active": Kind(409, _CONFLICT, "Tasks of this person run: end them first."),
     "job_running": Kind(409, _CONFLICT, "The job is running already."),
     "idempotency_in_flight": Kind(
         409, _CONFLICT, "A request with this Idempotency-Key is still being answered."

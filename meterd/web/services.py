@@ -28,7 +28,7 @@ from meterd.core.period import Period
 from meterd.core.plan import Terms
 from meterd.core.task import Task
 from meterd.observe.metrics import Metrics
-from meterd.ports import AnswerStore, Clock, Directory, Ids, StripeStore, Trail, UsageBooks
+from meterd.ports import AnswerStore, Clock, Directory, Ids, People, StripeStore, Trail, UsageBooks
 from meterd.web.readiness import Readiness
 from meterd.web.tickets import Tickets
 from meterd.webhook_ports import WebhookStore
@@ -106,5 +106,6 @@ class WebServices:
     """`None`: this process tells nobody."""
     metrics: Metrics = attrs.Factory(Metrics)
     """What `/metrics` shows; the composition root puts readers in."""
+    people: People | None = None
     trail: Trail | None = None
     """The audit log and dead letters; `None`: operators cannot look, nor lay hands on actors."""
