@@ -49,7 +49,9 @@ class FlushPolicy:
     interval_ms: int = 20
     """Least time between the starts of two flushes: what one acknowledgement waits at most."""
     rows_max: int = 500
-    """Rows and positions in one transaction: encoding more would hold the interpreter."""
+    """Rows in one transaction: encoding more would hold the interpreter."""
+    positions_max: int = 2_000
+    """Positions in one transaction: small ones, and the more at once, the more reports share."""
     journal_max: int = 100_000
     """Facts that may wait before new work is refused."""
     retry_min_ms: int = 50
@@ -304,11 +306,13 @@ class Ledger:
         """Take facts from the front until their distinct tasks and rows fill a transaction."""
         count = size = 0
         tasks: set[str] = set()
+        policy = self._policy
         for facts in queue:
             count += 1
             size += len(facts.rows)
-            tasks.update(task.info.task_id for task in facts.tasks)
-            if size + len(tasks) >= self._policy.rows_max:
+            for task in facts.tasks:
+                tasks.add(task.info.task_id)
+            if size >= policy.rows_max or len(tasks) >= policy.positions_max:
                 break
         return _Share(organization_id, tuple(islice(queue, count)))
 

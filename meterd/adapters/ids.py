@@ -35,6 +35,9 @@ class IdSource:
 
     def uuid7(self) -> uuid.UUID:
         """Return a new UUIDv7."""
+        return uuid.UUID(int=self._next())
+
+    def _next(self) -> int:
         at_ms = max(self._now_ms(), self._last_ms)
         if at_ms == self._last_ms:
             chance = self._last_chance + 1 + self._random.getrandbits(STEP_BITS)
@@ -44,12 +47,12 @@ class IdSource:
         else:
             chance = self._fresh_chance()
         self._last_ms, self._last_chance = at_ms, chance
-        return uuid.UUID(int=_layout(at_ms, chance))
+        return _layout(at_ms, chance)
 
     def new(self, prefix: str) -> str:
         """Return a new id such as `new("rec")` → `rec_019c5058…`; the prefix is 1-16 of a-z."""
         assert _PREFIX.fullmatch(prefix), prefix
-        return id_text(prefix, self.uuid7())
+        return f"{prefix}_{self._next():032x}"
 
     def _fresh_chance(self) -> int:
         # The top bit stays 0, which leaves room to count up within the millisecond.

@@ -169,9 +169,13 @@ def slot_denial(state: OrganizationState, agent_id: str | None) -> DenialReason 
 
 def denial(state: OrganizationState, agent_id: str | None, now_ms: int) -> DenialReason | None:
     """Return why this agent (`None`: a new one) may not start a task now, or None if it may."""
+    return _denial(state, agent_id, projected_ms(state, now_ms))
+
+
+def _denial(state: OrganizationState, agent_id: str | None, projected: int) -> DenialReason | None:
     if state.profile.holds:
         return DenialReason.SUSPENDED
-    limits, projected = state.terms.limits, projected_ms(state, now_ms)
+    limits = state.terms.limits
     if not limits.new_tasks_in_grace and not limits.unlimited and projected >= limits.included_ms:
         return DenialReason.PLAN_LIMIT_REACHED
     return limit_denial(limits, state.period, projected) or slot_denial(state, agent_id)
@@ -186,18 +190,19 @@ def running_denial(state: OrganizationState, now_ms: int) -> DenialReason | None
 
 def view(state: OrganizationState, now_ms: int, agent_id: str | None = None) -> QuotaView:
     """Return the quota object as it is now, judged for `agent_id` or for a new agent."""
-    limits, period = state.terms.limits, state.period
+    limits, period, projected = state.terms.limits, state.period, projected_ms(state, now_ms)
+    is_held = bool(state.profile.holds)
     return QuotaView(
         organization_id=state.organization_id,
         plan=state.terms.plan,
-        state=quota_state(state, now_ms),
-        denial=denial(state, agent_id, now_ms),
+        state=QuotaState.SUSPENDED if is_held else usage_state(limits, projected),
+        denial=_denial(state, agent_id, projected),
         hold=state.profile.hold,
         label=period.label,
         period_start_ms=period.start_ms,
         period_end_ms=period.end_ms,
         used_ms=period.used_ms,
-        projected_ms=projected_ms(state, now_ms),
+        projected_ms=projected,
         included_minutes=limits.included_minutes,
         hard_limit_ms=limits.hard_limit_ms,
         overage_minutes=period.overage_minutes,

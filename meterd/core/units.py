@@ -9,6 +9,7 @@ differences is the floor of the sum, for credits (negative time) as well.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 
 SECOND_MS = 1_000
@@ -59,5 +60,12 @@ def day_start_ms(instant_ms: int) -> int:
 
 def rfc3339(instant_ms: int) -> str:
     """Return the instant as RFC 3339 with `Z`; milliseconds only when there are any."""
-    precision = "milliseconds" if instant_ms % SECOND_MS else "seconds"
-    return to_datetime(instant_ms).replace(tzinfo=None).isoformat(timespec=precision) + "Z"
+    second, millisecond = divmod(instant_ms, SECOND_MS)
+    fraction = f".{millisecond:03}" if millisecond else ""
+    return f"{_second_text(second)}{fraction}Z"
+
+
+@lru_cache(maxsize=1_024)
+def _second_text(second: int) -> str:
+    """Return a second's text: of the instants of one second only the fraction differs."""
+    return to_datetime(second * SECOND_MS).replace(tzinfo=None).isoformat(timespec="seconds")

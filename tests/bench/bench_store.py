@@ -100,9 +100,7 @@ async def main() -> None:
     try:
         async with (
             open_asyncio_thread() as portal,
-            open_embedded_postgres(
-                portal, directory, on_progress=lambda _: None
-            ) as server,
+            open_embedded_postgres(portal, directory, on_progress=lambda _: None) as server,
         ):
             await Migrations(portal, server.dsn).upgrade()
             async with open_postgres_pools(portal, server.dsn) as pools:

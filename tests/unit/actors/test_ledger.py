@@ -321,7 +321,7 @@ async def test_a_process_that_lost_its_database_writes_nothing_more(
 
 async def test_a_busy_organization_does_not_starve_the_others(autojump_clock: MockClock) -> None:
     """A transaction is bounded, and who was served goes to the end of the line."""
-    async with running_kernel(flush=FlushPolicy(rows_max=4)) as kernel:
+    async with running_kernel(flush=FlushPolicy(rows_max=4, positions_max=4)) as kernel:
         await kernel.create("org_2")
         await kernel.organizations.view("org_1")
         await kernel.organizations.view("org_2")
@@ -344,3 +344,27 @@ async def test_a_busy_organization_does_not_starve_the_others(autojump_clock: Mo
             if batch.organization_id == "org_1"
         ]
         assert seqs == sorted(seqs)
+
+
+async def test_reports_of_the_same_tasks_share_a_transaction(autojump_clock: MockClock) -> None:
+    """Bounded are distinct tasks, not reports: the busier, the more of them a commit carries."""
+    async with running_kernel(flush=FlushPolicy(rows_max=1, positions_max=3)) as kernel:
+        for number in range(2):
+            await kernel.start(f"task_{number}", f"agent_{number}")
+        await kernel.settle()
+        await trio.sleep(10)
+        kernel.store.held["flush"] = gate = trio.Event()
+        seq = 0
+        for elapsed_ms in range(1, 50):
+            for number in range(2):
+                answer = await kernel.organizations.ask(
+                    "org_1", Heartbeat(f"task_{number}", elapsed_ms)
+                )
+                seq = answer.seq
+        flushes = kernel.store.count("flush")
+        gate.set()
+
+        await kernel.organizations.durable("org_1", seq)
+
+        assert kernel.store.count("flush") - flushes <= 2
+        assert kernel.stored_used_ms() == 2 * 49
