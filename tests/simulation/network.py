@@ -207,6 +207,11 @@ class ServerEnd:
         """Tell whether messages still go out."""
         return self.line.is_up and not self.line.server.is_dead
 
+    @property
+    def queued_bytes(self) -> int:
+        """Return nothing: what is sent travels at once."""
+        return 0
+
     def send(self, payload: bytes, *, key: Hashable | None = None) -> bool:
         """Send a frame; nothing is superseded here, every frame travels."""
         del key
