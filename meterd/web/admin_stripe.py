@@ -21,6 +21,7 @@ from meterd.web.requests import (
     services,
 )
 from meterd.web.shapes import Page
+from meterd.web.trail import note
 
 
 admin_stripe = Blueprint("admin_stripe", __name__, url_prefix="/admin/v1/stripe")
@@ -50,9 +51,14 @@ async def list_events() -> Response:
 @admin_stripe.post("/events/<event_id>/retry")
 async def retry_event(event_id: str) -> Response:
     """Work an event off again, dead or done; its objects are read anew."""
-    await operator()
-    actor = services().stripe_actor
-    if actor is None or not await actor.retry(event_id):
+    by = await operator()
+    bundle = services()
+    actor = bundle.stripe_actor
+    if actor is None:
+        raise ProblemError("event_unknown")
+    if bundle.trail is not None:
+        await note(bundle, actor=by, action="stripe.retry", after={"event_id": event_id[:128]})
+    if not await actor.retry(event_id):
         raise ProblemError("event_unknown")
     return response(json_reply(202, {"id": event_id, "state": "pending"}))
 
