@@ -12,6 +12,7 @@
     │   └── PaymentsRejectedError   Stripe understood and refused
     ├── EmbeddedPostgresError       the embedded server cannot be prepared or started
     ├── KeySetUnavailableError      an issuer's published keys cannot be read; transient
+    ├── SinkUnavailableError        where live quotas are mirrored takes none; transient
     ├── PortalClosedError           the asyncio thread is gone; the outcome is unknown; transient
     ├── OverloadedError             a bounded queue is full; transient
     ├── ShuttingDownError           meterd is stopping; transient
@@ -103,6 +104,12 @@ class EmbeddedPostgresError(MeterdError):
 
 class KeySetUnavailableError(MeterdError):
     """The keys of an issuer of session tokens cannot be read."""
+
+    transient = True
+
+
+class SinkUnavailableError(MeterdError):
+    """Where live quotas are mirrored does not take them."""
 
     transient = True
 

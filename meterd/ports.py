@@ -96,6 +96,14 @@ class LedgerStore(Protocol):
         ...
 
 
+class QuotaSink(Protocol):
+    """Where live quotas are mirrored for others; nothing is read back."""
+
+    async def put(self, quotas: Sequence[tuple[str, bytes]], *, ttl_ms: int) -> None:
+        """Make these quotas readable by organization. Errors: SinkUnavailableError."""
+        ...
+
+
 class KeySetSource(Protocol):
     """Where an issuer of session tokens publishes its keys."""
 

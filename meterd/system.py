@@ -20,7 +20,7 @@ import structlog
 import trio
 from typed_settings import Secret
 
-from meterd import telemetry
+from meterd import notifying, telemetry
 from meterd.actors.connections import ConnectionMeter
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
@@ -112,6 +112,7 @@ async def run_meterd(
         _owned(portal, config, dsn, say) as owner,
         open_postgres_pools(portal, dsn) as pools,
         _payments(config, _jitter(chance), say) as payments,
+        notifying.quota_sink(portal, config) as sink,
     ):
         await _check_clock(pools, config, clock)
         store = PostgresStore(pools, epoch=owner.epoch, clock=clock)
@@ -171,6 +172,7 @@ async def run_meterd(
         scheduler = scheduler_of(
             config, pools, books, ids=ids, jitter=_jitter(chance), more=jobs_of(config, billing)
         )
+        mirror = notifying.mirror_of(organizations, sink, _jitter(chance))
         keyring.sessions = sessions_of(config, clock)
         live = live_of(config, organizations, chance.randbytes)
         webhooks = webhooks_of(
@@ -192,11 +194,17 @@ async def run_meterd(
             Service("scheduler", scheduler.run, clock=clock),
             Service("publisher", webhooks.publisher.run, clock=clock),
             Service("live", live.feed.run, clock=clock),
+            *([] if mirror is None else [Service("mirror", mirror.run, clock=clock)]),
             Service("pulse", pulse.run, clock=clock),
         ]
         readiness = Readiness(organizations, services, clock=clock)
         inspector = Inspector(
-            organizations, services, states=telemetry.states(portal, pools, owner, pulse, clock)
+            organizations,
+            services,
+            states={
+                **telemetry.states(portal, pools, owner, pulse, clock),
+                **notifying.states(live, webhooks, mirror),
+            },
         )
         web = WebServices(
             organizations=organizations,
@@ -221,6 +229,7 @@ async def run_meterd(
         telemetry.measure_organizations(web.metrics, organizations)
         telemetry.measure_ledger(web.metrics, organizations)
         telemetry.measure_store(web.metrics, pools, owner)
+        notifying.measure(web.metrics, live, webhooks, mirror)
         measure_books(web.metrics, books, scheduler)
         telemetry.measure_process(
             web.metrics, services=services, readiness=readiness, pulse=pulse, clock=clock

@@ -148,6 +148,8 @@ class Organizations:
         self._cells: dict[str, Cell] = {}
         self._serving_since_ms = clock.now_ms()
         self._is_stopping = False
+        self.on_change: Callable[[str], None] | None = None
+        """Hears, synchronously, of every organization that has changed."""
         self.crashes = 0
         self.passivated = 0
         self.decided: dict[tuple[type[Command], object], int] = {}
@@ -427,6 +429,8 @@ class Organizations:
         commit(state, decision)
         if decision.facts is not None:
             self.ledger.accept(cell.organization_id, decision.facts)
+            if self.on_change is not None:
+                self.on_change(cell.organization_id)
         if decision.notices:
             self.acknowledgements.announce(cell.organization_id, decision.notices)
 

@@ -187,6 +187,25 @@ READY = _gauge("meterd_ready", "0 or 1", "What `/readyz` says.")
 
 # --- the books ------------------------------------------------------------------------------------
 
+WEBHOOK_ATTEMPTS = _counter(
+    "meterd_webhook_attempts_total",
+    "attempts",
+    "Attempts to deliver a webhook, by what came of them: delivered, retried, failed (given up).",
+    "outcome",
+)
+LIVE_VIEWERS = _gauge("meterd_live_viewers", "viewers", "Who looks at the live feed now.")
+MIRROR_WRITTEN = _counter(
+    "meterd_mirror_written_total", "quotas", "Quotas written to Redis, coalesced."
+)
+MIRROR_FAILURES = _counter(
+    "meterd_mirror_failures_total", "writings", "Failed writings to Redis; each is tried again."
+)
+MIRROR_WAITING = _gauge(
+    "meterd_mirror_waiting", "organizations", "Organizations changed since Redis was told of them."
+)
+MIRROR_OPEN = _gauge(
+    "meterd_mirror_breaker_open", "0 or 1", "1 while Redis takes nothing and is asked seldom."
+)
 JOB_RUNS = _counter(
     "meterd_job_runs_total",
     "runs",

@@ -77,6 +77,11 @@ def encode_snapshot(view: QuotaView) -> bytes:
     return _encoder.encode(Snapshot(*(getattr(shown, name) for name in shown.__struct_fields__)))
 
 
+def encode_quota(view: QuotaView) -> bytes:
+    """Return the quota object, as `GET /v1/quota` shows it."""
+    return _encoder.encode(quota_object(view))
+
+
 def encode_alert(notification: Notification) -> bytes:
     """Return the message that tells of a notification."""
     return _encoder.encode(

@@ -1,0 +1,1 @@
+"""Redis: live quotas for processes that must not call meterd; nothing is read back from it."""
