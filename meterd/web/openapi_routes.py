@@ -462,6 +462,16 @@ OPERATOR_ROUTES: Final = (
         query={"limit": PAGING["limit"]},
         answers={200: PageOf()},
     ),
+    *(
+        Route(
+            method=method,
+            path="/admin/v1/users/<organization_id>/<path:user_id>",
+            scopes=ADMIN,
+            answers={200: OBJECT},
+            problems=("organization_unknown", "user_active", "not_found"),
+        )
+        for method in ("GET", "DELETE")
+    ),
     Route(
         method="GET",
         path="/admin/v1/charges",
