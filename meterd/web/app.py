@@ -32,8 +32,8 @@ from meterd.web.hot import HotAnswers
 from meterd.web.idempotency import Handler, idempotent
 from meterd.web.keys import keys
 from meterd.web.metrics import metrics
-from meterd.web.people import people
 from meterd.web.openapi import openapi, registered, route_of
+from meterd.web.people import people
 from meterd.web.problems import KINDS, ProblemError, error_reply, problem_reply
 from meterd.web.quota import quota
 from meterd.web.reply import COMMON_HEADERS, new_request_id
