@@ -117,6 +117,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise BadJsonError("An object has a key twice.")
+    if any("\ud800" <= character <= "\udfff" for name in found for character in name):
+        raise BadJsonError("A key holds half of a surrogate pair.")  # it has no UTF-8
     return found
 
 

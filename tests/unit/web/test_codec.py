@@ -31,6 +31,7 @@ from meterd.web.schema import (
         b'{"a":1} x',
         b'\xef\xbb\xbf{"a":1}',
         b'{"a":"\xff"}',
+        b'{"\\ud800":1}',
         b'{"a":NaN}',
         b'{"a":Infinity}',
         b'{"a":-Infinity}',
