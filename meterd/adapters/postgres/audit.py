@@ -25,6 +25,7 @@ CHECKS = (
     "used",
     "tasks",
     "chain",
+    "caps",
     "rows",
     "periods",
     "positions",

@@ -187,6 +187,19 @@ async def test_tampering_is_found_and_named(lived: PostgresPools, name: str) -> 
     assert {difference.organization_id for difference in found.differences} == {"org_1"}
 
 
+async def test_a_row_past_the_overage_cap_is_found(pools: PostgresPools) -> None:
+    """The cap is the customer's word: what is billed past it in its own terms is a difference."""
+    await store_life(pools, 2)  # a life with overage
+    capped = """UPDATE organization_terms SET limits = limits || '{"overage_cap_usd": "0.01"}'"""
+    await tamper(pools, capped)
+
+    found = await audit(pools)
+
+    told = {(difference.check, difference.what) for difference in found.differences}
+    assert told == {("caps", "overage cap")}
+    assert {difference.expected for difference in found.differences} == {"0.01"}
+
+
 async def test_one_organization_is_audited_without_the_others(lived: PostgresPools) -> None:
     """An operator who looks into one tenant sees nothing of another."""
     await tamper(lived, "UPDATE subscription_usage SET total_cost_usd = 99")

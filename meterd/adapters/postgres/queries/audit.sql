@@ -99,6 +99,24 @@ FROM (
 ) chained
 WHERE expected <> recorded_before_ms
 
+-- name: caps
+-- No row takes a period's overage past the customer's cap in the row's own terms. Rows in the order
+-- of the chain; a lowered cap is no difference until something is billed under it.
+SELECT organization_id, 'row ' || id AS subject, 'overage cap' AS what, cap AS expected,
+    spent AS found
+FROM (
+    SELECT
+        r.id, r.organization_id, r.total_cost, (t.limits ->> 'overage_cap_usd')::numeric AS cap,
+        sum(r.total_cost) OVER (
+            PARTITION BY r.organization_id, r.billing_period
+            ORDER BY r.seq, r.quantity_ms < 0, r.recorded_before_ms * sign(r.quantity_ms), r.id
+        ) AS spent
+    FROM usage_records r
+    JOIN organization_terms t USING (organization_id, terms_seq)
+    WHERE r.kind = 'overage' AND ($1::text IS NULL OR r.organization_id = $1)
+) billed
+WHERE total_cost > 0 AND spent > cap
+
 -- name: rows
 -- A row's minutes, price band, price and reach are what its terms say. Terms may be missing only
 -- when the database was tampered with, and then nothing can be said about the price.
