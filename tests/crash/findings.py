@@ -62,7 +62,7 @@ class Findings:
         rows = await query(
             database_url,
             "SELECT task_id, sum(quantity_ms)::bigint AS ms FROM usage_records "
-            "WHERE organization_id = 'load' GROUP BY task_id",
+            "WHERE organization_id = 'load' AND resource_type = 'agent_minute' GROUP BY task_id",
         )
         stored = {row["task_id"]: row["ms"] for row in rows}
         for task_id in stored.keys() | ledger.ran_ms.keys():

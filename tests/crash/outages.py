@@ -68,7 +68,8 @@ async def compare_limits(found: Findings, database_url: str, used_ms: Mapping[st
     rows = await query(
         database_url,
         "SELECT organization_id, sum(quantity_ms)::bigint AS ms FROM usage_records "
-        "WHERE organization_id <> 'load' GROUP BY organization_id",
+        "WHERE organization_id <> 'load' AND resource_type = 'agent_minute' "
+        "GROUP BY organization_id",
     )
     billed_ms = {row["organization_id"]: row["ms"] for row in rows}
     found.over_ms += sum(max(0, ms - LIMIT_MS) for ms in billed_ms.values())

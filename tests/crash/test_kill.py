@@ -27,7 +27,8 @@ async def assert_ledger_is(database_url: str, books: Books) -> None:
     """Compare the ledger with what the agents ran, task by task."""
     rows = await query(
         database_url,
-        "SELECT task_id, sum(quantity_ms)::bigint AS ms FROM usage_records GROUP BY task_id",
+        "SELECT task_id, sum(quantity_ms)::bigint AS ms FROM usage_records "
+        "WHERE resource_type = 'agent_minute' GROUP BY task_id",
     )
     assert books.errors == []
     assert {row["task_id"]: row["ms"] for row in rows} == books.ran_ms

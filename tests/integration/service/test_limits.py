@@ -73,7 +73,7 @@ async def test_five_running_tasks_are_stopped_at_the_instant_the_quota_runs_out(
     [billed] = await query(
         database_url,
         "SELECT sum(quantity)::int AS minutes, sum(quantity_ms)::bigint AS ms "
-        "FROM usage_records WHERE organization_id = 'acme'",
+        "FROM usage_records WHERE organization_id = 'acme' AND resource_type = 'agent_minute'",
     )
     assert billed == {"minutes": 1_100, "ms": 1_100 * MINUTE_MS}
     await assert_books_are_right("--database-url", database_url)

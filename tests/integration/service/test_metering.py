@@ -66,7 +66,8 @@ async def test_the_ledger_is_what_twenty_agents_ran_whatever_the_operator_does(
 
     booked = await query(
         database_url,
-        "SELECT source, sum(quantity_ms)::bigint AS ms FROM usage_records GROUP BY source",
+        "SELECT source, sum(quantity_ms)::bigint AS ms FROM usage_records "
+        "WHERE resource_type = 'agent_minute' GROUP BY source",
     )
     per_task = await query(
         database_url,
@@ -76,7 +77,8 @@ async def test_the_ledger_is_what_twenty_agents_ran_whatever_the_operator_does(
     [totals] = await query(
         database_url,
         "SELECT sum(quantity)::bigint AS minutes, sum(quantity_ms)::bigint AS ms, "
-        "count(DISTINCT terms_seq) AS terms, sum(total_cost) AS cost FROM usage_records",
+        "count(DISTINCT terms_seq) AS terms, sum(total_cost) AS cost "
+        "FROM usage_records WHERE resource_type = 'agent_minute'",
     )
 
     assert {row["source"]: row["ms"] for row in booked} == {

@@ -59,6 +59,10 @@ async def test_a_meterd_that_lost_ownership_writes_nothing_and_ends(database_url
 
     assert code != 0
     assert [message["elapsed_ms"] for message in acked] == [10]
-    [total] = await query(database_url, "SELECT sum(quantity_ms)::bigint AS ms FROM usage_records")
+    [total] = await query(
+        database_url,
+        "SELECT sum(quantity_ms)::bigint AS ms FROM usage_records "
+        "WHERE resource_type = 'agent_minute'",
+    )
     assert total == {"ms": 30}
     await assert_books_are_right(*options)
