@@ -231,6 +231,27 @@ CUSTOMER_ROUTES: Final = (
     ),
     Route(
         method="GET",
+        path="/v1/keys",
+        scopes=MANAGE,
+        answers={200: PageOf()},
+    ),
+    Route(
+        method="POST",
+        path="/v1/keys",
+        scopes=MANAGE,
+        body=_json(NewKeyBody),
+        answers={201: OBJECT},
+        problems=("*",),
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/keys/<key_id>",
+        scopes=MANAGE,
+        answers={204: None},
+        problems=("key_unknown",),
+    ),
+    Route(
+        method="GET",
         path=_ENDPOINTS,
         scopes=MANAGE,
         answers={200: PageOf()},
