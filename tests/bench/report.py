@@ -204,12 +204,11 @@ def organizations(sizes: Sizes) -> dict[str, object]:
     return found
 
 
-async def measure(sizes: Sizes, environment: Path) -> Figures:
+async def measure(sizes: Sizes, environment: Path, directory: Path) -> Figures:
     """Run every measurement."""
     load_before = psutil.getloadavg()
     missing: dict[str, str] = {}
     async with contextlib.AsyncExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meterd-bench-")))
         portal = await stack.enter_async_context(open_asyncio_thread())
         postgres = await stack.enter_async_context(
             open_embedded_postgres(portal, directory / "peers", on_progress=lambda _: None)
@@ -294,7 +293,10 @@ def main() -> None:
         ledger_rows=given.ledger_rows,
     )
     began = time.monotonic()
-    figures = trio.run(measure, sizes, given.environment.resolve())
+    with tempfile.TemporaryDirectory(prefix="meterd-bench-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)  # PostgreSQL may run as another account
+        figures = trio.run(measure, sizes, given.environment.resolve(), directory)
     command = f"python -m tests.bench.report {' '.join(sys.argv[1:])}".strip()
     path = write(figures, given.reports, command, round(time.monotonic() - began))
     sys.stdout.write(f"{path}\n")
