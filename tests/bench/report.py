@@ -196,7 +196,7 @@ def organizations(sizes: Sizes) -> dict[str, object]:
     command = [sys.executable, "-m", "tests.bench.bench_organizations"]
     done = subprocess.run(
         [*command, str(sizes.organizations), str(sizes.ledger_rows)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
