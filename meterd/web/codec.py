@@ -186,7 +186,7 @@ def _field_problems(annotation: Any, value: object, pointer: str) -> Iterator[Pr
         return
     try:
         converted = msgspec.convert(value, annotation, strict=True)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):  # half a surrogate pair has no UTF-8
         yield Problem(pointer, _must(annotation))
         return
     rule = _extra(annotation).get("rule")

@@ -15,7 +15,14 @@ from tests.integration.service.stream import open_stream
 
 pytestmark = pytest.mark.slow
 
-NOT_HERE = {"meterd_stripe", "meterd_job", "meterd_charges", "meterd_alert"}
+NOT_HERE = {
+    "meterd_stripe",
+    "meterd_job",
+    "meterd_charges",
+    "meterd_alert",
+    "meterd_mirror",
+    "meterd_webhook",
+}
 """Beginnings of names of parts that this service does not run."""
 
 
