@@ -170,6 +170,14 @@ class Config:
     tasks_per_agent: int = integer(
         8, unit="tasks", least=1, most=1_000, doc="Tasks one agent may run at once."
     )
+    tasks_per_organization: int = integer(
+        10_000,
+        unit="tasks",
+        least=1,
+        most=1_000_000,
+        doc="Tasks one organization may run at once, on any plan: a bound for meterd's memory "
+        "where the plan sets none.",
+    )
     record_interval_ms: int = integer(
         600_000,
         unit="milliseconds",

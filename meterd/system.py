@@ -135,6 +135,7 @@ async def run_meterd(
                 task_timeout_ms=config.task_timeout_ms,
                 record_interval_ms=config.record_interval_ms,
                 tasks_per_agent=config.tasks_per_agent,
+                tasks_per_organization=config.tasks_per_organization,
                 plausibility=Plausibility(config.plausibility),
                 payment_grace_ms=config.payment_grace_ms,
             ),
@@ -143,6 +144,7 @@ async def run_meterd(
             jitter=_jitter(chance),
             policy=_actor_policy(config),
             decide=decide_with,
+            slowing=lambda: clock.slowing,
         )
         keyring = await KeyRing.open(
             store,

@@ -79,6 +79,7 @@ def make_rules(
     task_timeout_ms: int = MINUTE_MS,
     record_interval_ms: int = 10 * MINUTE_MS,
     tasks_per_agent: int = 8,
+    tasks_per_organization: int = 10_000,
     plausibility: Plausibility = Plausibility.ENFORCE,
 ) -> Rules:
     """Return the settings of decisions."""
@@ -87,6 +88,7 @@ def make_rules(
         task_timeout_ms=task_timeout_ms,
         record_interval_ms=record_interval_ms,
         tasks_per_agent=tasks_per_agent,
+        tasks_per_organization=tasks_per_organization,
         plausibility=plausibility,
     )
 

@@ -63,6 +63,7 @@ from meterd.core.organization import (
 from meterd.core.period import Period
 from meterd.core.plan import Terms, resolve
 from meterd.core.quota import QuotaView, denial, is_due, next_wakeup_ms, view
+from meterd.core.slowing import STEADY, Slowing
 from meterd.core.supervision import StrikePolicy, is_out, recent
 from meterd.core.task import Task
 from meterd.core.units import SECOND_MS
@@ -116,7 +117,7 @@ Decide = Callable[[OrganizationState, Command, int], Decision]
 class Organizations:
     """Every organization in memory, by id."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # everything the actors need of the world, by name
         self,
         store: LedgerStore,
         ledger: Ledger,
@@ -127,7 +128,9 @@ class Organizations:
         jitter: Iterator[float],
         policy: ActorPolicy,
         decide: Decide,
+        slowing: Callable[[], Slowing] = lambda: STEADY,
     ) -> None:
+        """Own the organizations; `slowing` tells how the clock has run, `decide` is the core's."""
         self.rules = rules
         self.clock = clock
         self.ledger = ledger
@@ -145,6 +148,7 @@ class Organizations:
         self._ids = ids
         self._policy = policy
         self._decide = decide
+        self._slowing = slowing
         self._cells: dict[str, Cell] = {}
         self._serving_since_ms = clock.now_ms()
         self._is_stopping = False
@@ -386,6 +390,7 @@ class Organizations:
         cell.touched_ms = now_ms
         cell.processed += 1
         if decision is None:
+            state.slowing = self._slowing()
             if is_due(state, now_ms):
                 self._commit(cell, state, self._decide(state, Tick(), now_ms))
             decision = self._decide(state, command, now_ms)

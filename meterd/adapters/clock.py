@@ -16,6 +16,8 @@ from collections.abc import Callable
 
 import trio
 
+from meterd.core.slowing import STEADY, Slowing
+
 
 SLEW_OFFSET_MS_MAX = 60_000
 """Milliseconds of difference that are corrected silently; more is a jump.
@@ -60,11 +62,18 @@ class SystemClock:
         self._last_ms = self._base_ms
         self._jump_ms = 0
         self._is_jump_accepted = False
+        self._slowed_ms = 0
+        self._slowing = STEADY
 
     @property
     def jump_ms(self) -> int:
         """Milliseconds the system clock is ahead of ours beyond a minute; 0 when we follow it."""
         return self._jump_ms
+
+    @property
+    def slowing(self) -> Slowing:
+        """How much real time our time has left out while it waited for the system clock."""
+        return self._slowing
 
     def now_ms(self) -> int:
         """Return the time in epoch milliseconds UTC, never less than before."""
@@ -85,8 +94,8 @@ class SystemClock:
         now_ms = self._at(at_s)
         accepted_ms = self._wall_source() - now_ms
         self._is_jump_accepted = True
+        self._rebase(at_s, now_ms)
         self._base_ms = self._last_ms = max(now_ms, now_ms + accepted_ms)
-        self._base_s = at_s
         self._slew_ms = min(accepted_ms, 0)
         self._set_jump(0)
         return accepted_ms
@@ -100,9 +109,7 @@ class SystemClock:
     def _look(self, at_s: float, now_ms: int) -> None:
         """Compare with the system clock and decide how to run until the next look."""
         offset_ms = self._wall_source() - now_ms
-        # Whole milliseconds become the new base; the fraction stays in the monotonic base.
-        self._base_s += int((at_s - self._base_s) * 1_000) / 1_000
-        self._base_ms = now_ms
+        self._rebase(at_s, now_ms)
         if abs(offset_ms) <= SLEW_OFFSET_MS_MAX:
             self._is_jump_accepted = False
             self._slew_ms = offset_ms
@@ -113,6 +120,15 @@ class SystemClock:
             self._slew_ms = 0
             self._is_jump_accepted = False
             self._set_jump(offset_ms)
+
+    def _rebase(self, at_s: float, now_ms: int) -> None:
+        """Count on from here, and write down what has been left out until here."""
+        # Whole milliseconds become the new base; the fraction stays in the monotonic base.
+        real_ms = int((at_s - self._base_s) * 1_000)
+        self._slowed_ms += real_ms - (now_ms - self._base_ms)
+        self._slowing = self._slowing.with_total(now_ms, self._slowed_ms)
+        self._base_s += real_ms / 1_000
+        self._base_ms = now_ms
 
     def _set_jump(self, jump_ms: int) -> None:
         is_news = (jump_ms == 0) != (self._jump_ms == 0) or (

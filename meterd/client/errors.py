@@ -6,6 +6,7 @@ MeterdClientError
 │   ├── PlanLimitReached     the plan's minutes are used up: upgrade, or wait for the reset
 │   ├── AgentLimitReached    as many agents run as the plan allows
 │   ├── AgentBusy            this agent already runs as many tasks as one agent may
+│   ├── TaskLimitReached     the organization already runs as many tasks as one may
 │   ├── OverageCapReached    the organization's own spending cap is reached
 │   └── Suspended            the organization is suspended (payment, or by the operator)
 ├── KeyRejected              no retry helps until the key changes
@@ -84,6 +85,12 @@ class AgentBusy(Refused):
     code = "agent_busy"
 
 
+class TaskLimitReached(Refused):
+    """The organization already runs as many tasks as one organization may."""
+
+    code = "task_limit_reached"
+
+
 class OverageCapReached(Refused):
     """The organization's own cap on overage is reached."""
 
@@ -146,7 +153,14 @@ class TooManyTasks(MeterdClientError):
 
 _REFUSALS: dict[str, type[Refused]] = {
     kind.code: kind
-    for kind in (PlanLimitReached, AgentLimitReached, AgentBusy, OverageCapReached, Suspended)
+    for kind in (
+        PlanLimitReached,
+        AgentLimitReached,
+        AgentBusy,
+        TaskLimitReached,
+        OverageCapReached,
+        Suspended,
+    )
 }
 _OTHERS: dict[str, type[MeterdClientError]] = {
     kind.code: kind for kind in (Unauthorized, Forbidden, TaskConflict, TaskClosed)

@@ -250,9 +250,10 @@ def _is_closed(task: Task, now_ms: int) -> bool:
 def _take_report(draft: Draft, task: Task, claimed_ms: int) -> bool:
     """Move a task to its reported time and meter the difference; return whether it was clamped."""
     rules, now_ms = draft.state.rules, draft.now_ms
-    plausible_ms = accepted_elapsed_ms(task, claimed_ms, now_ms)
+    slowed_ms = draft.state.slowing.since(task.info.started_at_ms)
+    plausible_ms = accepted_elapsed_ms(task, claimed_ms, now_ms, slowed_ms)
     clamped = claimed_ms > plausible_ms and rules.plausibility is Plausibility.ENFORCE
-    if claimed_ms > plausible_ms and _is_first_implausible(task, rules.plausibility):
+    if claimed_ms > plausible_ms and _is_first_implausible(task, rules.plausibility, slowed_ms):
         detail = {
             "task_id": task.info.task_id,
             "claimed_ms": claimed_ms,
@@ -295,10 +296,10 @@ def _take_report(draft: Draft, task: Task, claimed_ms: int) -> bool:
     return clamped
 
 
-def _is_first_implausible(task: Task, plausibility: Plausibility) -> bool:
+def _is_first_implausible(task: Task, plausibility: Plausibility, slowed_ms: int) -> bool:
     """Tell whether to report a claim: when a task begins to run ahead, not at every heartbeat."""
-    was_plausible = task.elapsed_ms <= plausible_elapsed_ms(task.info, task.reported_at_ms)
-    return plausibility is Plausibility.REPORT and was_plausible
+    possible_ms = plausible_elapsed_ms(task.info, task.reported_at_ms, slowed_ms)
+    return plausibility is Plausibility.REPORT and task.elapsed_ms <= possible_ms
 
 
 def _resume(draft: Draft, task_id: str) -> DenialReason | None:

@@ -11,6 +11,7 @@ everything inside it is frozen.
 from __future__ import annotations
 
 import enum
+import itertools
 
 import attrs
 
@@ -19,7 +20,8 @@ from meterd.core.event import BookedEvent, EventKey, EventVoid, KnownEvent
 from meterd.core.notification import Notification
 from meterd.core.period import Period
 from meterd.core.plan import Catalogue, Terms
-from meterd.core.task import LOST_REPORTS_MS, Plausibility, Task, TaskState
+from meterd.core.slowing import STEADY, Slowing
+from meterd.core.task import LOST_KEPT_MAX, LOST_REPORTS_MS, Plausibility, Task, TaskState
 from meterd.core.units import DAY_MS, MINUTE_MS
 from meterd.core.usage import UsageRow
 
@@ -53,6 +55,7 @@ class DenialReason(enum.Enum):
     OVERAGE_CAP_REACHED = "overage_cap_reached"
     AGENT_BUSY = "agent_busy"
     AGENT_LIMIT_REACHED = "agent_limit_reached"
+    TASK_LIMIT_REACHED = "task_limit_reached"
 
 
 class Hold(enum.Enum):
@@ -71,6 +74,8 @@ class Rules:
     record_interval_ms: int = 600_000
     """A running task gets a ledger row for every so much elapsed time."""
     tasks_per_agent: int = 8
+    tasks_per_organization: int = 10_000
+    """Running at once: a bound where the plan sets none."""
     catalogue: Catalogue
     plausibility: Plausibility = Plausibility.ENFORCE
     payment_grace_ms: int = 7 * DAY_MS
@@ -182,6 +187,8 @@ class OrganizationState:
     """Why running tasks were last told to stop, as of the same push."""
     serving_since_ms: int
     """When this process took over: silence before it is nobody's fault."""
+    slowing: Slowing = STEADY
+    """What the clock of this process has left out; like `serving_since_ms`, no fact."""
     seq: int = 0
 
     def task(self, task_id: str) -> Task | None:
@@ -286,9 +293,14 @@ def forget_ended(state: OrganizationState, *, now_ms: int, durable_seq: int) -> 
 
     Only what is durable may go: the store must be able to answer for it. Finished tasks stay for
     a minute (a repeated `finish` is answered from memory), lost ones as long as they may report.
+    Of more than `LOST_KEPT_MAX` lost ones only the latest stay longer than a minute: agents that
+    start and vanish must not fill the memory.
     """
+    surplus = max(0, len(state.lost) - LOST_KEPT_MAX)
+    unneeded = set(itertools.islice(state.lost, surplus))  # oldest loss first
     for task_id, task in list(state.ended.items()):
-        kept_ms = LOST_REPORTS_MS if task.state is TaskState.LOST else FINISHED_KEPT_MS
+        is_kept_long = task.state is TaskState.LOST and task_id not in unneeded
+        kept_ms = LOST_REPORTS_MS if is_kept_long else FINISHED_KEPT_MS
         if task.seq <= durable_seq and (task.ended_at_ms or 0) + kept_ms <= now_ms:
             del state.ended[task_id]
             state.lost.pop(task_id, None)

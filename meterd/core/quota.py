@@ -164,6 +164,8 @@ def slot_denial(state: OrganizationState, agent_id: str | None) -> DenialReason 
     limit = state.terms.limits.agents
     if tasks == 0 and limit is not None and len(state.agents) >= limit:
         return DenialReason.AGENT_LIMIT_REACHED
+    if len(state.running) >= state.rules.tasks_per_organization:
+        return DenialReason.TASK_LIMIT_REACHED
     return None
 
 

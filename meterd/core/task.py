@@ -27,6 +27,9 @@ CLAIM_TOLERANCE_MS = 5 * SECOND_MS
 LOST_REPORTS_MS = DAY_MS
 """How long a lost task may still report."""
 
+LOST_KEPT_MAX = 10_000
+"""Lost tasks of an organization in memory; earlier ones are looked up when they report."""
+
 PACE_WINDOW_MS = 5 * MINUTE_MS
 """Reporting under 90 % of the observed time for this long is a finding."""
 
@@ -123,14 +126,19 @@ class Task:
         return self.reported_at_ms if self.state is TaskState.LOST else self.ended_at_ms
 
 
-def plausible_elapsed_ms(info: TaskInfo, now_ms: int) -> int:
-    """Return the largest cumulative claim that can be true now."""
-    return info.initial_elapsed_ms + now_ms - info.started_at_ms + CLAIM_TOLERANCE_MS
+def plausible_elapsed_ms(info: TaskInfo, now_ms: int, slowed_ms: int = 0) -> int:
+    """Return the largest cumulative claim that can be true now.
+
+    `slowed_ms` is the real time since the start that our clock has left out.
+    """
+    observed_ms = now_ms - info.started_at_ms + slowed_ms
+    return info.initial_elapsed_ms + observed_ms + CLAIM_TOLERANCE_MS
 
 
-def accepted_elapsed_ms(task: Task, claimed_ms: int, now_ms: int) -> int:
+def accepted_elapsed_ms(task: Task, claimed_ms: int, now_ms: int, slowed_ms: int = 0) -> int:
     """Return how much of a cumulative claim can be true, never less than was accepted before."""
-    return max(task.elapsed_ms, min(claimed_ms, plausible_elapsed_ms(task.info, now_ms)))
+    plausible_ms = plausible_elapsed_ms(task.info, now_ms, slowed_ms)
+    return max(task.elapsed_ms, min(claimed_ms, plausible_ms))
 
 
 def is_same_start(known: TaskInfo, asked: TaskInfo) -> bool:

@@ -90,6 +90,12 @@ KINDS: Final[Mapping[str, Kind]] = {
         "Agent limit reached. Upgrade to run more agents at once.",
         QUOTA_EXCEEDED,
     ),
+    "task_limit_reached": Kind(
+        429,
+        "Task limit reached",
+        "The organization already runs as many tasks as one organization may.",
+        QUOTA_EXCEEDED,
+    ),
     # The caller's mistakes.
     "bad_request": Kind(400, _BAD_REQUEST, "The request cannot be understood."),
     "bad_json": Kind(400, _BAD_REQUEST, "The body is not valid JSON."),

@@ -8,6 +8,8 @@ from decimal import Decimal
 import attrs
 import pytest
 
+from meterd.adapters.memory import store as memory_store
+from meterd.adapters.postgres import loading
 from meterd.adapters.postgres.store import PostgresStore
 from meterd.core.cycle import Cycle
 from meterd.core.organization import Hold
@@ -42,6 +44,26 @@ async def test_an_organization_is_read_back_as_it_was_created(store: Store) -> N
     found = await store.load(["org_1", "org_missing"])
 
     assert found == {"org_1": make_stored()}
+
+
+async def test_of_very_many_lost_tasks_only_the_latest_are_loaded(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agents that start and vanish all day must not fill the memory; the rest can be recalled."""
+    for module in (loading, memory_store):
+        monkeypatch.setattr(module, "LOST_KEPT_MAX", 2)
+    await store.create_organization(make_new())
+    lost = [
+        make_task(f"t{number}", state=TaskState.LOST, ended_at_ms=NOW_MS - number)
+        for number in range(4)
+    ]
+    batch = make_batch(started=(*lost, make_task("t9")), moved=())
+    await store.flush([batch])
+
+    found = (await store.load(["org_1"]))["org_1"]
+
+    assert sorted(task.task_id for task in found.tasks) == ["t0", "t1", "t9"]
+    assert await store.recall_task("org_1", "t3") == lost[3]
 
 
 async def test_every_value_of_the_core_survives_flush_and_load(store: Store) -> None:

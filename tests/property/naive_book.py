@@ -13,6 +13,7 @@ import attrs
 MINUTE_MS = 60_000
 TIMEOUT_MS = 60_000
 TASKS_PER_AGENT = 2
+TASKS_PER_ORGANIZATION = 5
 CLOSED_AFTER_MS = 24 * 3_600_000
 TOLERANCE_MS = 5_000
 
@@ -105,9 +106,10 @@ class NaiveBook:
         mine = [task for task in self.running() if task.agent_id == agent_id]
         if len(mine) >= TASKS_PER_AGENT:
             return "agent_busy"
-        if mine or self.limits.agents is None or len(self.agents()) < self.limits.agents:
-            return None
-        return "agent_limit_reached"
+        limit = self.limits.agents
+        if not mine and limit is not None and len(self.agents()) >= limit:
+            return "agent_limit_reached"
+        return "task_limit_reached" if len(self.running()) >= TASKS_PER_ORGANIZATION else None
 
     def denial(self, agent_id: str, now_ms: int) -> str | None:
         if self.holds:

@@ -47,12 +47,21 @@ from meterd.core.task import Task, TaskOutcome, TaskState
 from meterd.core.units import DAY_MS, MINUTE_MS
 from meterd.core.usage import Kind, Source, UsageRow
 from tests.organizations import make_adjust, make_change, make_info, make_rules, make_state
-from tests.property.naive_book import TASKS_PER_AGENT, BookLimits, NaiveBook
+from tests.property.naive_book import (
+    TASKS_PER_AGENT,
+    TASKS_PER_ORGANIZATION,
+    BookLimits,
+    NaiveBook,
+)
 
 
 MARCH_MS = 1_772_323_200_000
 AGENT_IDS = ["agent_1", "agent_2", "agent_3"]
-RULES = make_rules(tasks_per_agent=TASKS_PER_AGENT, record_interval_ms=90_000)
+RULES = make_rules(
+    tasks_per_agent=TASKS_PER_AGENT,
+    tasks_per_organization=TASKS_PER_ORGANIZATION,
+    record_interval_ms=90_000,
+)
 FIRST = Contract(agents=2, agent_minutes=3, grace_percent=10)
 CLOSED_KEPT_MS = 36 * DAY_MS
 

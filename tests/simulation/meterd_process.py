@@ -87,6 +87,7 @@ class MeterdProcess:
                 strikes=StrikePolicy(quarantine_ms=20_000),
             ),
             decide=decide,
+            slowing=lambda: self.clock.slowing,
         )
         self.ended = trio.Event()
         self._nursery: trio.Nursery | None = None

@@ -259,9 +259,7 @@ def a_counter_is_zeroed_at_the_period_end(patch: pytest.MonkeyPatch) -> None:
 @bug
 def time_is_taken_as_claimed(patch: pytest.MonkeyPatch) -> None:
     """Believe every report."""
-    patch.setattr(
-        decide_module, "accepted_elapsed_ms", lambda _task, claimed_ms, _now_ms: claimed_ms
-    )
+    patch.setattr(decide_module, "accepted_elapsed_ms", lambda _task, claimed_ms, *_: claimed_ms)
     patch.setattr("meterd.core.heartbeat.CLAIM_TOLERANCE_MS", 2_678_400_000)
 
 

@@ -25,7 +25,7 @@ from meterd.core.journal import OrganizationBatch, StoredOrganization
 from meterd.core.organization import CLOSED_PERIODS_KEPT_MS, AuditEntry, Finding, Profile
 from meterd.core.period import Period
 from meterd.core.plan import Terms, contract_fields
-from meterd.core.task import LOST_REPORTS_MS, Task, TaskInfo, TaskState
+from meterd.core.task import LOST_KEPT_MAX, LOST_REPORTS_MS, Task, TaskInfo, TaskState
 from meterd.core.units import day_start_ms
 from meterd.core.usage import UsageRow
 from meterd.errors import CustomerTakenError, OwnershipLostError, StoreRejectedError
@@ -461,6 +461,9 @@ class MemoryStore:
         latest = max(record.terms)
         named = {period.terms_seq for period in closed} - {latest}
         lost_after_ms = self.clock.now_ms() - LOST_REPORTS_MS
+        losses_ms = [t.ended_at_ms for t in record.tasks.values() if t.state is TaskState.LOST]
+        unneeded_ms = sorted(filter(None, losses_ms), reverse=True)[LOST_KEPT_MAX:]
+        lost_after_ms = max([lost_after_ms, *unneeded_ms[:1]])
         live = [
             task
             for task in record.tasks.values()

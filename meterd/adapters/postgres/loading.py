@@ -19,7 +19,7 @@ from meterd.core.event import EventKey, KnownEvent
 from meterd.core.journal import StoredOrganization
 from meterd.core.period import Period
 from meterd.core.plan import Terms
-from meterd.core.task import LOST_REPORTS_MS, Task
+from meterd.core.task import LOST_KEPT_MAX, LOST_REPORTS_MS, Task
 from meterd.core.units import to_datetime
 from meterd.errors import StoreRejectedError
 from meterd.ports import Clock
@@ -40,10 +40,11 @@ class LedgerReader:
         Source: queries/load.sql.
         """
         lost_after = to_datetime(self.clock.now_ms() - LOST_REPORTS_MS)
+        arguments = (list(organization_ids), lost_after, LOST_KEPT_MAX)
 
         async def work(connection: Connection) -> list[Any]:
             text = statements("load")["load"]
-            return list(await connection.fetch(text, list(organization_ids), lost_after))
+            return list(await connection.fetch(text, *arguments))
 
         found = await self.pools.read("load organizations", work)
         return {record["id"]: _organization(record) for record in found}

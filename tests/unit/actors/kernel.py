@@ -201,12 +201,14 @@ async def running_kernel(
     database: Database | None = None,
     is_flushing: bool = True,
     is_created: bool = True,
+    wall: Callable[[], int] | None = None,
     **rules: Any,
 ) -> AsyncIterator[Kernel]:
     """Give a kernel whose service tasks run, at NOW_MS, with org_1 in the store."""
     database = database or Database()
     begin_s = trio.current_time()
-    clock = SystemClock(lambda: NOW_MS + int((trio.current_time() - begin_s) * 1_000))
+    wall = wall or (lambda: NOW_MS + int((trio.current_time() - begin_s) * 1_000))
+    clock = SystemClock(wall)
     chance = Random(1)
     store = Trouble(database, epoch=database.take(), clock=clock)
     ids = IdSource(clock.now_ms, chance)
@@ -222,6 +224,7 @@ async def running_kernel(
         jitter=jitter(chance),
         policy=policy or ActorPolicy(),
         decide=decide_unless_poison,
+        slowing=lambda: clock.slowing,
     )
     kernel = Kernel(
         database=database, store=store, ledger=ledger, organizations=organizations, clock=clock

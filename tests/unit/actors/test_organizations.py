@@ -583,3 +583,32 @@ async def test_a_trace_is_kept_when_an_operator_has_switched_it_on(
         assert [entry.number for entry in entries] == [1, 2, 3]
         assert "elapsed_ms=3" in entries[-1].message
         assert kernel.cell().trace is None
+
+
+async def test_honest_reports_are_counted_in_full_while_the_system_clock_is_set_back(
+    autojump_clock: MockClock,
+) -> None:
+    """A correction by 50 s slows our clock for 17 minutes; the agents' time is real time."""
+    begin_s, offset_ms = trio.current_time(), 0
+
+    def wall() -> int:
+        return NOW_MS + int((trio.current_time() - begin_s) * 1_000) + offset_ms
+
+    async with running_kernel(wall=wall) as kernel:
+        await kernel.start()
+        offset_ms = -50_000
+
+        async def beat(elapsed_ms: int) -> Beat:
+            answer = await kernel.organizations.ask("org_1", Heartbeat("task_1", elapsed_ms))
+            assert isinstance(answer.outcome, Beat), answer
+            return answer.outcome
+
+        beats = []
+        for number in range(1, 121):
+            await trio.sleep(10)
+            beats.append(await beat(number * 10_000))
+
+        assert [beat.clamped for beat in beats] == [False] * 120
+        assert beats[-1].task.elapsed_ms == 1_200_000
+        assert kernel.clock.now_ms() - NOW_MS == 1_200_000 - 50_000
+        assert (await beat(1_210_000)).clamped

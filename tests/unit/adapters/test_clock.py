@@ -188,3 +188,38 @@ async def test_a_second_jump_after_an_accepted_one_is_reported_again(
     run_for(clock, virtual, 5)
 
     assert [round(ms / DAY_MS) for ms in reported] == [1, 0, 2]
+
+
+async def test_what_a_slew_leaves_out_is_known_to_the_second(
+    virtual: MockClock, wall: Wall
+) -> None:
+    """Set back by half a minute, our clock leaves out half a minute, and tells since when."""
+    clock = SystemClock(wall)
+    run_for(clock, virtual, 10)
+    wall.offset_ms = -30_000
+    before_ms = clock.now_ms()
+    run_for(clock, virtual, 11 * MINUTE_S)
+    between_ms = clock.now_ms()
+    wall.offset_ms = -20_000
+    run_for(clock, virtual, 4 * MINUTE_S)
+
+    assert 29_000 <= clock.slowing.since(before_ms) + 10_000 <= 31_000
+    assert clock.slowing.since(between_ms) == 0
+    assert abs(clock.now_ms() - wall()) <= 2
+
+
+async def test_a_jump_that_is_followed_backwards_is_time_left_out(
+    virtual: MockClock, wall: Wall
+) -> None:
+    """Whichever way the clock is slowed, tasks go on in real time."""
+    clock = SystemClock(wall)
+    start_ms = clock.now_ms()
+    wall.offset_ms = -180_000
+    virtual.jump(2)
+    clock.now_ms()
+
+    clock.accept_jump()
+    run_for(clock, virtual, 61 * MINUTE_S)
+
+    assert abs(clock.now_ms() - wall()) <= 2
+    assert abs(clock.slowing.since(start_ms) - 180_000) <= 1_000

@@ -32,6 +32,7 @@ from meterd.core.commands import (
 )
 from meterd.core.organization import DenialReason, Hold, OrganizationState
 from meterd.core.plan import Contract, Tier
+from meterd.core.slowing import STEADY
 from meterd.core.task import Plausibility, TaskOutcome, TaskState
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 from tests.organizations import (
@@ -143,6 +144,20 @@ def test_a_claim_ahead_of_time_is_cut_reported_or_taken(
     assert decision.facts is not None
     assert [finding.kind for finding in decision.facts.findings] == kinds
     assert findings(state, Heartbeat("task_1", 80_000), NOON_MS + 20_000) == []
+
+
+def test_a_report_is_not_held_to_a_clock_that_was_slowed_down() -> None:
+    """Real time decides (contract, 3.5): what our clock left out since the start is granted."""
+    state = make_state()
+    start(state, "early")
+    state.slowing = STEADY.with_total(NOON_MS + 100_000, 30_000)
+    start(state, "late", now_ms=NOON_MS + 100_000)
+
+    early = beat(state, 10**9, NOON_MS + 200_000, "early")
+    late = beat(state, 10**9, NOON_MS + 200_000, "late")
+
+    assert (early.task.elapsed_ms, early.clamped) == (200_000 + 30_000 + 5_000, True)
+    assert (late.task.elapsed_ms, late.clamped) == (100_000 + 5_000, True)
 
 
 def test_a_finish_is_clamped_too() -> None:

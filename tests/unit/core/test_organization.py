@@ -3,6 +3,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
+from meterd.core import organization
 from meterd.core.organization import (
     FINISHED_KEPT_MS,
     Facts,
@@ -169,3 +170,21 @@ def test_ended_tasks_are_forgotten_when_durable_and_old() -> None:
     assert list(state.ended) == ["lost"]
     forget_ended(state, now_ms=NOON_MS + DAY_MS, durable_seq=2)
     assert (state.ended, state.lost) == ({}, {})
+
+
+def test_of_very_many_lost_tasks_only_the_latest_stay_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten thousand agents that vanish every minute would fill the memory within the day."""
+    monkeypatch.setattr(organization, "LOST_KEPT_MAX", 2)
+    state = make_state()
+    for number in range(5):
+        lost = make_task(f"t{number}", state=TaskState.LOST, ended_at_ms=NOON_MS + number, seq=1)
+        put_task(state, attrs.evolve(lost, seq=2 if number == 1 else 1))
+
+    forget_ended(state, now_ms=NOON_MS + FINISHED_KEPT_MS, durable_seq=1)
+    assert list(state.lost) == ["t1", "t2", "t3", "t4"]  # the others are not a minute old
+    forget_ended(state, now_ms=NOON_MS + 2 * FINISHED_KEPT_MS, durable_seq=1)
+    assert list(state.lost) == ["t1", "t3", "t4"]  # and t1 is not durable
+    forget_ended(state, now_ms=NOON_MS + 2 * FINISHED_KEPT_MS, durable_seq=2)
+    assert list(state.lost) == list(state.ended) == ["t3", "t4"]

@@ -79,7 +79,7 @@ def test_enterprise_is_unlimited_and_a_hold_overrides_everything() -> None:
 
 def test_reasons_are_reported_in_the_order_they_are_declared() -> None:
     """Everything is wrong at first; each thing put right uncovers the next reason."""
-    rules = make_rules(tasks_per_agent=1)
+    rules = make_rules(tasks_per_agent=1, tasks_per_organization=1)
     state = make_state(contract=Contract(agent_minutes=100, agents=1), rules=rules)
     start(state)
     drive(state, make_change(place=Hold.OPERATOR), NOON_MS)
@@ -89,6 +89,8 @@ def test_reasons_are_reported_in_the_order_they_are_declared() -> None:
     seen.append(denial(state, "agent_1", NOON_MS))
     drive(state, make_change(plan=Tier.PRO, contract=Contract(agents=1)), NOON_MS)
     seen.append(denial(state, "agent_1", NOON_MS))
+    seen.append(denial(state, "agent_2", NOON_MS))
+    drive(state, make_change(contract=Contract(agents=2)), NOON_MS)
     seen.append(denial(state, "agent_2", NOON_MS))
     drive(state, make_finish(), NOON_MS)
     seen.append(denial(state, "agent_2", NOON_MS))

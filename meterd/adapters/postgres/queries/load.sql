@@ -3,6 +3,7 @@
 
 -- name: load
 -- $1: ids. $2: lost tasks that were declared lost after this instant are still listened to.
+-- $3: how many of them come along, the latest; the others are recalled when they report.
 -- Correlated on purpose: every part is an index look-up, however large the tables are.
 SELECT
     o.id, o.name, o.stripe_customer_id, o.operator_hold, o.payment_hold, o.hold_reason,
@@ -40,7 +41,11 @@ SELECT
         )
         FROM tasks t
         WHERE t.organization_id = o.id AND t.state <> 'finished'
-            AND (t.ended_at IS NULL OR t.ended_at > $2)
+            AND (t.ended_at IS NULL OR t.ended_at > greatest($2, (
+                SELECT l.ended_at FROM tasks l
+                WHERE l.organization_id = o.id AND l.state <> 'finished' AND l.ended_at > $2
+                ORDER BY l.ended_at DESC OFFSET $3 LIMIT 1
+            )))
         ORDER BY t.last_heartbeat_at, t.task_id
     ) AS tasks
 FROM organizations o
