@@ -94,16 +94,18 @@ async def run_meterd(
     *,
     say: Say,
     decide_with: Decide = decide,
+    clock: SystemClock | None = None,
     task_status: trio.TaskStatus[Meterd] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the whole service until a signal or `Meterd.stop`, then stop it in order.
 
-    Reports started when it accepts requests. `say` gets sentences for the operator.
+    Reports started when it accepts requests. `say` gets sentences for the operator; without a
+    `clock` it runs on the system's.
     Errors: ConfigError, OwnedElsewhereError, EmbeddedPostgresError, StoreError before it is ready;
     OwnershipLostError or EscalatedError when it cannot go on.
     """
     catalogue = load_catalogue(config.plans)
-    clock = SystemClock(on_jump=_report_jump)
+    clock = clock or SystemClock(on_jump=_report_jump)
     chance = random.SystemRandom()
     ids = IdSource(clock.now_ms, chance)
     async with (

@@ -9,8 +9,13 @@ import trio
 from rich.console import Console
 
 from meterd.cli import ExitCode
+from meterd.demo.month import run_month
 from meterd.demo.service import DemoError
 from meterd.demo.story import SECONDS_MIN, run_demo
+from meterd.observe import log
+
+
+SECONDS_SHOWN = 40
 
 
 @click.command()
@@ -18,20 +23,30 @@ from meterd.demo.story import SECONDS_MIN, run_demo
     "--seconds",
     "duration_s",
     type=click.IntRange(min=SECONDS_MIN, max=3_600),
-    default=40,
-    show_default=True,
-    help="How long the agents run.",
+    help="How long the agents run; 40 unless given.",
 )
-def command(*, duration_s: int) -> ExitCode:
+@click.option(
+    "--with-billing",
+    "has_billing",
+    is_flag=True,
+    help="A month of billing instead, in leaps of time, with a fake Stripe.",
+)
+def command(*, duration_s: int | None, has_billing: bool) -> ExitCode:
     """Run the whole service with three organizations and nineteen agents, and audit the result.
 
     Needs nothing installed, uses a temporary directory and leaves nothing behind.
     """
+    if has_billing and duration_s is not None:
+        raise click.UsageError("--seconds is for real time; with --with-billing time leaps.")
     console = Console(file=sys.stdout)
     problems: list[str] = []
     is_exact = False
     try:
-        is_exact = trio.run(run_demo, duration_s, console)
+        if has_billing:
+            log.configure(log_format="console", log_level="warning")
+            is_exact = trio.run(run_month, console)
+        else:
+            is_exact = trio.run(run_demo, duration_s or SECONDS_SHOWN, console)
     except* DemoError as group:
         problems.extend(f"The demo cannot go on: {error}" for error in _leaves(group))
     except* KeyboardInterrupt:

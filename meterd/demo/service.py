@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +34,47 @@ class Operator:
     url: str
     http: httpx.AsyncClient
 
-    async def create(self, organization_id: str, body: Mapping[str, Any]) -> str:
-        """Create an organization and return a key for its agents."""
-        await self._post("/admin/v1/organizations", {"id": organization_id, **body})
-        path = f"/admin/v1/organizations/{organization_id}/keys"
-        answer = await self._post(path, {"scopes": ["agent", "read"], "name": "demo"})
+    async def create(
+        self,
+        organization_id: str,
+        body: Mapping[str, Any],
+        *,
+        scopes: Sequence[str] = ("agent", "read"),
+    ) -> str:
+        """Create an organization and return a key of it."""
+        await self.post("organizations", {"id": organization_id, **body})
+        path = f"organizations/{organization_id}/keys"
+        answer = await self.post(path, {"scopes": list(scopes), "name": "demo"})
         key: str = answer["key"]
         return key
 
     async def adjust(self, organization_id: str, agent_ms: int, reason: str) -> None:
         """Book agent time on an organization."""
-        path = f"/admin/v1/organizations/{organization_id}/adjustments"
-        await self._post(path, {"agent_ms": agent_ms, "reason": reason})
+        path = f"organizations/{organization_id}/adjustments"
+        await self.post(path, {"agent_ms": agent_ms, "reason": reason})
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        answer = await self.http.post(path, json=body)
+    async def get(self, path: str, **query: str) -> Any:
+        """Return what is under `/admin/v1/`."""
+        return await self._ask("GET", path, params=query)
+
+    async def list(self, path: str, **query: str) -> Any:
+        """Return the first page of a list."""
+        return (await self.get(path, **query))["data"]
+
+    async def post(self, path: str, body: Mapping[str, Any] | None = None, **query: str) -> Any:
+        """Create or do something under `/admin/v1/`."""
+        return await self._ask("POST", path, json=body, params=query)
+
+    async def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Change something under `/admin/v1/`."""
+        return await self._ask("PATCH", path, json=body)
+
+    async def _ask(self, method: str, path: str, **request: Any) -> Any:
+        answer = await self.http.request(method, f"/admin/v1/{path}", **request)
         if answer.is_error:
-            raise DemoError(f"meterd answered {answer.status_code} to POST {path}: {answer.text}")
+            raise DemoError(
+                f"meterd answered {answer.status_code} to {method} {path}: {answer.text}"
+            )
         return answer.json()
 
 

@@ -21,9 +21,11 @@ class Ran:
     err: str
 
 
-async def meterd(*arguments: str, settings: Mapping[str, str] | None = None) -> Ran:
-    """Run `meterd ARGUMENTS` to its end, within a minute."""
-    with trio.fail_after(60):
+async def meterd(
+    *arguments: str, settings: Mapping[str, str] | None = None, timeout_s: float = 60
+) -> Ran:
+    """Run `meterd ARGUMENTS` to its end, within a minute unless it may take longer."""
+    with trio.fail_after(timeout_s):
         ran: subprocess.CompletedProcess[bytes] = await trio.run_process(
             [sys.executable, "-m", "meterd", *arguments],
             env=environment(settings or {}),
