@@ -37,7 +37,7 @@ from meterd.adapters.ids import IdSource
 from meterd.adapters.postgres.charges import PostgresCharges
 from meterd.adapters.postgres.durability import assert_durable_settings
 from meterd.adapters.postgres.last_record import last_recorded_ms
-from meterd.adapters.postgres.migrate import Migrations
+from meterd.adapters.postgres.migrate import Migrations, assert_can_migrate
 from meterd.adapters.postgres.owner import Ownership, own_database
 from meterd.adapters.postgres.people import PostgresPeople
 from meterd.adapters.postgres.pool import (
@@ -370,13 +370,15 @@ async def _owned(
                 assert_durable_settings, is_unsafe_allowed=config.allow_unsafe_database
             ),
         )
-    await Migrations(portal, dsn).upgrade(say)
+    migrations = Migrations(portal, dsn)
+    await assert_can_migrate(migrations)
     async with own_database(
         portal,
         dsn,
         owner=f"{socket.gethostname()} process {os.getpid()}",
         wait_ms=config.owner_wait_ms,
         takeover=config.takeover,
+        prepare=functools.partial(migrations.upgrade, say),
     ) as owner:
         yield owner
 

@@ -24,6 +24,7 @@ import trio
 from meterd.adapters import embedded_postgres, postgres_cluster
 from meterd.adapters.asyncio_thread import AsyncioThread, open_asyncio_thread
 from meterd.adapters.embedded_postgres import EmbeddedPostgres
+from meterd.adapters.postgres.grants import Grants
 from meterd.adapters.postgres.migrate import Migrations
 from meterd.adapters.postgres.pool import PostgresPools, open_postgres_pools
 from meterd.errors import EmbeddedPostgresError
@@ -81,6 +82,28 @@ def database_url(postgres_server_url: str, template_database: str) -> Iterator[s
     execute(postgres_server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture(scope="session")
+def service_role(postgres_server_url: str, template_database: str) -> Iterator[str]:
+    """Give a role, its own password, that has in every test's database what meterd needs."""
+    role = f"meterd_service_{os.getpid()}"
+    execute(postgres_server_url, f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
+
+    async def grant() -> None:
+        async with open_asyncio_thread() as portal:
+            await Grants(portal, sibling(postgres_server_url, template_database)).to_service(role)
+
+    trio.run(grant)
+    yield role
+    execute(sibling(postgres_server_url, template_database), f"DROP OWNED BY {role}")
+    execute(postgres_server_url, f"DROP ROLE {role}")
+
+
+@pytest.fixture
+def service_database_url(service_role: str, database_url: str) -> str:
+    """Give the URL of this test's database for the role with the least rights."""
+    return as_role(database_url, service_role)
+
+
 @pytest.fixture
 def empty_database_url(postgres_server_url: str) -> Iterator[str]:
     """Give the URL of a database of this test's own without any table."""
@@ -114,6 +137,13 @@ def missing_service(reason: str) -> NoReturn:
 def sibling(url: str, database: str) -> str:
     """Return the URL of another database on the same server."""
     return urlunsplit(urlsplit(url)._replace(path=f"/{database}"))
+
+
+def as_role(url: str, role: str) -> str:
+    """Return the same database for another role, whose password is its name."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{role}:{role}@{host}"))
 
 
 def execute(url: str, *statements: str) -> None:

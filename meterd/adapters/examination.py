@@ -21,6 +21,7 @@ import trio
 
 from meterd.adapters.asyncio_thread import AsyncioThread
 from meterd.adapters.postgres.durability import unsafe_settings
+from meterd.adapters.postgres.grants import lacking
 from meterd.adapters.postgres.migrate import Migrations
 from meterd.adapters.postgres.owner import LOCK_KEY, holder_of
 from meterd.adapters.postgres.pool import (
@@ -125,7 +126,11 @@ async def _look(connection: Connection) -> dict[str, Any]:
         LOCK_KEY,
     )
     assert row is not None, "a query without FROM gives a row"
-    return {**dict(row), "unsafe": await unsafe_settings(connection)}
+    return {
+        **dict(row),
+        "unsafe": await unsafe_settings(connection),
+        "lacking": await lacking(connection),
+    }
 
 
 def _judge(seen: dict[str, Any], began_ms: int, took_ms: int) -> Iterator[Finding]:
@@ -154,13 +159,7 @@ def _judge(seen: dict[str, Any], began_ms: int, took_ms: int) -> Iterator[Findin
         f"max_connections is {seen['connections']}, meterd uses up to {wanted}",
         f"raise it to {2 * wanted} at least" if few else "",
     )
-    lacks = not seen["may_create"] or seen["not_ours"]
-    yield Finding(
-        "database rights",
-        WRONG if lacks else FINE,
-        f"not the owner of {seen['not_ours'] or 'the schema'}" if lacks else "may migrate",
-        "let the role own the database, or migrate as the owner: meterd migrate" if lacks else "",
-    )
+    yield _judge_rights(seen)
     difference_ms = from_datetime(seen["now"]) - began_ms - took_ms // 2
     off = abs(difference_ms) > CLOCK_DIFFERENCE_MS_MAX + took_ms
     yield Finding(
@@ -169,6 +168,18 @@ def _judge(seen: dict[str, Any], began_ms: int, took_ms: int) -> Iterator[Findin
         f"PostgreSQL's clock is {difference_ms / SECOND_MS:+.3f} s from this machine's",
         "correct the clock that is wrong (chronyc tracking) before meterd starts" if off else "",
     )
+
+
+def _judge_rights(seen: dict[str, Any]) -> Finding:
+    """Look whether the role owns the tables, or has been granted all that meterd needs."""
+    lacks = seen["lacking"]
+    if lacks or (not seen["has_owner_table"] and not seen["may_create"]):
+        detail = f"the role lacks {', '.join(lacks) or 'CREATE on the schema'}"
+        advice = "as the owner of the tables: meterd migrate --grant-service ROLE"
+        return Finding("database rights", WRONG, detail, advice)
+    if not seen["may_create"] or seen["not_ours"]:
+        return Finding("database rights", FINE, "may meter, and not change tables")
+    return Finding("database rights", FINE, "owns the tables: may meter and migrate")
 
 
 async def _examine_schema(portal: AsyncioThread, dsn: str) -> Finding:

@@ -36,7 +36,11 @@ async def dump(dsn: str, target: Path) -> int:
     try:
         await _run(
             "back the database up",
-            ["pg_dump", "--format=custom", "--no-owner", "--no-privileges", f"--file={part}"],
+            [
+                *("pg_dump", "--format=custom", "--no-owner", "--no-privileges"),
+                "--enable-row-security",  # else it refuses every role but a superuser
+                f"--file={part}",
+            ],
             dsn,
         )
         with part.open("rb") as written:

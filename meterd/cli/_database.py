@@ -24,22 +24,30 @@ class OpenDatabase:
 
 
 @contextlib.asynccontextmanager
-async def open_database(config: Config) -> AsyncIterator[OpenDatabase]:
-    """Open the configured database; an embedded one is attached to, or started for the block.
+async def open_server(config: Config) -> AsyncIterator[tuple[AsyncioThread, str]]:
+    """Give the URL of the configured database; an embedded one is attached to, or started.
 
-    Errors: EmbeddedPostgresError; StoreUnavailableError when it is used.
+    Errors: EmbeddedPostgresError.
     """
-    async with contextlib.AsyncExitStack() as opened:
-        portal = await opened.enter_async_context(open_asyncio_thread())
+    async with open_asyncio_thread() as portal:
         if config.database_url is not None:
-            dsn = config.database_url.get_secret_value()
-        else:
-            assert config.data_dir is not None, "the configuration names one of the two"
-            server = await opened.enter_async_context(
-                attach_embedded_postgres(
-                    portal, config.data_dir, on_progress=lambda text: click.echo(text, err=True)
-                )
-            )
-            dsn = server.dsn
-        pools = await opened.enter_async_context(open_postgres_pools(portal, dsn))
+            yield portal, config.database_url.get_secret_value()
+            return
+        assert config.data_dir is not None, "the configuration names one of the two"
+        async with attach_embedded_postgres(
+            portal, config.data_dir, on_progress=lambda text: click.echo(text, err=True)
+        ) as server:
+            yield portal, server.dsn
+
+
+@contextlib.asynccontextmanager
+async def open_database(config: Config) -> AsyncIterator[OpenDatabase]:
+    """Open pools on the configured database for the block.
+
+    Errors: as `open_server`; StoreUnavailableError when it is used.
+    """
+    async with (
+        open_server(config) as (portal, dsn),
+        open_postgres_pools(portal, dsn) as pools,
+    ):
         yield OpenDatabase(portal, dsn, pools)

@@ -1,4 +1,7 @@
-"""One store for every contract test: the twin in memory and real PostgreSQL."""
+"""One store for every contract test: the twin in memory, and real PostgreSQL as two roles.
+
+One owns everything; the other has what `meterd migrate --grant-service` gives, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -62,10 +65,10 @@ class Owned:
     clock: FixedClock
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture(params=[None, "database_url", "service_database_url"])
 def url(request: pytest.FixtureRequest) -> str | None:
     """Give the URL of a database, or None for memory. Not async: a server is started outside."""
-    return None if request.param == "memory" else str(request.getfixturevalue("database_url"))
+    return None if request.param is None else str(request.getfixturevalue(request.param))
 
 
 @pytest.fixture

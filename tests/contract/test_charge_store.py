@@ -327,7 +327,7 @@ async def test_a_finding_without_an_organization_is_kept_once(
     assert await written(store, "findings") == 1
 
 
-@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("url", ["database_url"], indirect=True)
 async def test_the_database_keeps_a_charge_s_amount(store: Store, charges: ChargeStore) -> None:
     """Not even by hand is something charged another amount than what was booked."""
     assert isinstance(store, PostgresStore)

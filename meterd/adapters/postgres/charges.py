@@ -142,7 +142,8 @@ class PostgresCharges:
         wanted = None if state is None else state.value
         created_at = to_datetime(created_at_ms)
         found = await self._fetch(
-            "charges", "list charges", wanted, organization_id, created_at, charge_id, limit
+            *("charges", "list charges", wanted, organization_id, created_at, charge_id, limit),
+            of=organization_id,
         )
         return [_charge(record["c"]) for record in found]
 
@@ -165,11 +166,15 @@ class PostgresCharges:
 
         await self._write("keep findings", work)
 
-    async def _fetch(self, name: str, action: str, *arguments: Any) -> list[Any]:
+    async def _fetch(
+        self, name: str, action: str, *arguments: Any, of: str | None = None
+    ) -> list[Any]:
         async def work(connection: Connection) -> list[Any]:
             return list(await connection.fetch(statements("charges")[name], *arguments))
 
-        return await self.pools.read(action, work)
+        if of is None:
+            return await self.pools.read(action, work)
+        return await self.pools.read_of(of, action, work)
 
     async def _write(self, action: str, work: Callable[[Connection], Awaitable[bool]]) -> bool:
         async def fenced(connection: Connection) -> bool | None:

@@ -103,7 +103,7 @@ class PostgresDirectory:
                 )
             )
 
-        found = await self.pools.read("list tasks", work)
+        found = await self.pools.read_of(organization_id, "list tasks", work)
         return [records.task_from(record) for record in found]
 
 

@@ -32,6 +32,9 @@ UNAVAILABLE_CLASSES = frozenset(
 )
 """SQLSTATE classes that pass. https://www.postgresql.org/docs/18/errcodes-appendix.html"""
 
+RIGHT_MISSING = "42501"
+"""Insufficient privilege: an operator's slip, mended by a grant. No fact is set aside for it."""
+
 
 @contextlib.contextmanager
 def translated(action: str) -> Iterator[None]:
@@ -58,7 +61,7 @@ def translated(action: str) -> Iterator[None]:
 def is_outage(error: asyncpg.PostgresError) -> bool:
     """Tell whether PostgreSQL may answer differently later."""
     state = error.sqlstate
-    return state is None or state[:2] in UNAVAILABLE_CLASSES
+    return state is None or state[:2] in UNAVAILABLE_CLASSES or state == RIGHT_MISSING
 
 
 def _described(error: asyncpg.PostgresError) -> str:

@@ -56,7 +56,10 @@ class PostgresKeys:
                 return list(await connection.fetch(texts["admin_keys"]))
             return list(await connection.fetch(texts["keys_of"], organization_id))
 
-        found = await self.pools.read("list API keys", work)
+        if organization_id is None:
+            found = await self.pools.read("list API keys", work)
+        else:
+            found = await self.pools.read_of(organization_id, "list API keys", work)
         return [records.key_from(record) for record in found]
 
     async def revoke_key(
@@ -64,7 +67,7 @@ class PostgresKeys:
     ) -> StoredKey | None:
         """Revoke a key; None when the organization has no such key. The first instant counts."""
         at = to_datetime(at_ms)
-        audit_id = fact_id("aud", 0, "key.revoke", key_id)  # one for each key, whoever comes again
+        audit_id = fact_id("aud", at_ms, "key.revoke", key_id)
 
         async def work(connection: Connection) -> Any:
             text = statements("keys")["revoke_key"]

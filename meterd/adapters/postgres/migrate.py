@@ -5,15 +5,18 @@ revision, so a migration that is killed anywhere has not happened and is simply 
 Rule 2: every transaction takes the same advisory lock and looks again where the database is:
 two processes that start together migrate it once.
 Rule 3: a database written by a newer meterd is refused. Nothing is ever downgraded.
+Rule 4: what a revision said when it was run is kept as a checksum; one that was edited since is
+refused, because two databases of the same revision must be the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from alembic.script import Script, ScriptDirectory
 from meterd.adapters.asyncio_thread import AsyncioThread
 from meterd.adapters.postgres.errors import translated
 from meterd.adapters.postgres.pool import CONNECT_S
-from meterd.errors import StoreRejectedError
+from meterd.errors import ConfigError, StoreRejectedError
 
 
 SCRIPTS = Path(__file__).parent / "migrations"
@@ -39,6 +42,9 @@ MIGRATE_S = 3_600.0
 
 VERSION_TABLE = "alembic_version"
 
+CHECKSUM_TABLE = "migration_checksums"
+"""Made by revision 0008; what ran before it is written down with it."""
+
 # It tells how it writes text ("non-transactional DDL"), which is not how the text is run.
 logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
 
@@ -50,6 +56,8 @@ class Revision:
     id: str
     down_id: str | None
     title: str
+    sha256: str
+    """Of its SQL file, in hexadecimal."""
 
 
 @attrs.frozen
@@ -70,9 +78,17 @@ class Migrations:
     async def pending(self) -> tuple[Revision, ...]:
         """Return the revisions still to be run, in order.
 
-        Errors: as `current`; StoreRejectedError when a newer meterd wrote the database.
+        Errors: as `current`; StoreRejectedError when a newer meterd wrote the database, or when a
+        revision that was run said something else then.
         """
-        return _after(self._revisions(), await self.current())
+        known = self._revisions()
+        pending = _after(known, await self.current())
+        _assert_unedited(known, await self.portal.run(_checksums_of, self.dsn))
+        return pending
+
+    async def may_run(self) -> bool:
+        """Tell whether the role of the URL may change the tables. Errors: as `current`."""
+        return await self.portal.run(_may_run, self.dsn)
 
     async def upgrade(self, say: Callable[[str], None] = lambda _: None) -> tuple[str, ...]:
         """Run what is pending and return the ids that were run by this call.
@@ -84,7 +100,8 @@ class Migrations:
         while pending := await self.pending():
             step = pending[0]
             say(f"migrating the database to {step.id}: {step.title}")
-            if await self.portal.run(_run_step, self.dsn, step, self._text_of(step)):
+            run = tuple(each for each in self._revisions() if each.id <= step.id)
+            if await self.portal.run(_run_step, self.dsn, step, self._text_of(step), run):
                 done.append(step.id)
         return tuple(done)
 
@@ -118,10 +135,39 @@ class Migrations:
         return text.getvalue()
 
 
+async def assert_can_migrate(migrations: Migrations) -> None:
+    """Refuse what cannot end well, before a meterd that runs is disturbed.
+
+    Errors: ConfigError when revisions are pending and the role may not run them; as `pending`.
+    """
+    pending = await migrations.pending()
+    if pending and not await migrations.may_run():
+        raise ConfigError(
+            f"The database needs migration {pending[0].id} and its role may not change tables: "
+            "run `meterd migrate --grant-service ROLE` as their owner"
+        )
+
+
 def _revision(script: Script) -> Revision:
     down_id = script.down_revision
     assert down_id is None or isinstance(down_id, str), "revisions are one line without branches"
-    return Revision(id=script.revision, down_id=down_id, title=script.doc.rstrip("."))
+    said = Path(script.path).with_suffix(".sql").read_bytes()
+    return Revision(
+        id=script.revision,
+        down_id=down_id,
+        title=script.doc.rstrip("."),
+        sha256=hashlib.sha256(said).hexdigest(),
+    )
+
+
+def _assert_unedited(known: tuple[Revision, ...], recorded: Mapping[str, str]) -> None:
+    for revision in known:
+        if recorded.get(revision.id, revision.sha256) != revision.sha256:
+            raise StoreRejectedError(
+                "use this database",
+                f"its migration {revision.id} was run with another text than this meterd's: "
+                "install the released version again, a released migration is never edited",
+            )
 
 
 def _after(known: tuple[Revision, ...], current: str | None) -> tuple[Revision, ...]:
@@ -163,7 +209,32 @@ async def _current_of(dsn: str) -> str | None:
             return await _current(connection)
 
 
-async def _run_step(dsn: str, step: Revision, text: str) -> bool:
+async def _checksums_of(dsn: str) -> dict[str, str]:
+    with translated("read the checksums of migrations"):
+        async with asyncio.timeout(MIGRATE_S), _connected(dsn) as connection:
+            if await connection.fetchval("SELECT to_regclass($1)", CHECKSUM_TABLE) is None:
+                return {}
+            rows = await connection.fetch(f"SELECT revision, sha256 FROM {CHECKSUM_TABLE}")  # noqa: S608  # a constant
+            return {row["revision"]: row["sha256"] for row in rows}
+
+
+async def _may_run(dsn: str) -> bool:
+    with translated("look at the role's rights"):
+        async with asyncio.timeout(MIGRATE_S), _connected(dsn) as connection:
+            return bool(
+                await connection.fetchval(
+                    """
+                    SELECT has_schema_privilege(current_schema(), 'CREATE') AND NOT EXISTS (
+                        SELECT FROM pg_class WHERE oid = to_regclass($1)
+                            AND NOT pg_has_role(relowner, 'USAGE')
+                    )
+                    """,
+                    VERSION_TABLE,
+                )
+            )
+
+
+async def _run_step(dsn: str, step: Revision, text: str, run: tuple[Revision, ...]) -> bool:
     """Run one step in its transaction; False when another process was quicker."""
     with translated(f"migrate the database to {step.id}"):
         async with (
@@ -177,6 +248,12 @@ async def _run_step(dsn: str, step: Revision, text: str) -> bool:
             if step.down_id is None:  # Alembic creates it; an empty one is in the way
                 await connection.execute(f"DROP TABLE IF EXISTS {VERSION_TABLE}")
             await connection.execute(text)
+            if await connection.fetchval("SELECT to_regclass($1)", CHECKSUM_TABLE) is not None:
+                await connection.executemany(
+                    f"INSERT INTO {CHECKSUM_TABLE} (revision, sha256) VALUES ($1, $2) "  # noqa: S608  # a constant
+                    "ON CONFLICT DO NOTHING",
+                    [(each.id, each.sha256) for each in run],
+                )
             return True
 
 

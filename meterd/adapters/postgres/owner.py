@@ -11,7 +11,7 @@ epoch meanwhile, the same owner takes the lock again and goes on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
 import attrs
@@ -123,14 +123,25 @@ class Ownership:
             )
 
 
+async def _nothing() -> None:
+    """Prepare nothing."""
+
+
 @contextlib.asynccontextmanager
 async def own_database(
-    portal: AsyncioThread, dsn: str, *, owner: str, wait_ms: int, takeover: bool = False
+    portal: AsyncioThread,
+    dsn: str,
+    *,
+    owner: str,
+    wait_ms: int,
+    takeover: bool = False,
+    prepare: Callable[[], Awaitable[object]] = _nothing,
 ) -> AsyncIterator[Ownership]:
     """Become the owner of the database for the length of the block.
 
     `owner` is what others are told: host and process. With `takeover` the present owner is fenced
-    off and disconnected first; it stops by itself.
+    off and disconnected first; it stops by itself. `prepare` runs when nobody else can write any
+    more: migrations, before which there may be no table at all.
     Units:  milliseconds to wait for another owner to stop; 0 tries once.
     Errors: OwnedElsewhereError when it does not; StoreUnavailableError; StoreRejectedError.
     Source: queries/owner.sql, tables meterd_owner and pg_locks.
@@ -142,7 +153,12 @@ async def own_database(
         if takeover:
             await _push_out(connection, owner)
         await _lock(connection, wait_ms)
-        yield Ownership(portal, dsn, await _bump(connection, owner), connection, opened)
+        # Who lost the lock without noticing is fenced off before the tables change under it.
+        epoch = await _bump(connection, owner) if await _has_tables(connection) else None
+        await prepare()
+        if epoch is None:
+            epoch = await _bump(connection, owner)
+        yield Ownership(portal, dsn, epoch, connection, opened)
 
 
 async def holder_of(portal: AsyncioThread, dsn: str) -> Holder:
@@ -155,6 +171,8 @@ async def _lock(connection: DedicatedConnection, wait_ms: int) -> None:
     deadline_s = trio.current_time() + wait_ms / 1_000
     while not await _try_lock(connection):
         if trio.current_time() >= deadline_s:
+            if not await _has_tables(connection):
+                raise OwnedElsewhereError("another meterd is preparing this database: wait for it")
             holder = await _holder(connection)
             raise OwnedElsewhereError(
                 f"another meterd owns this database: {holder.owner}, since "
@@ -166,12 +184,20 @@ async def _lock(connection: DedicatedConnection, wait_ms: int) -> None:
 
 async def _push_out(connection: DedicatedConnection, owner: str) -> None:
     """Raise the epoch without the lock, then end the sessions that hold it."""
-    await _bump(connection, owner)
+    if await _has_tables(connection):
+        await _bump(connection, owner)
 
     async def work(session: Connection) -> None:
         await session.fetch(statements("owner")["terminate_holder"], LOCK_KEY)
 
     await connection.run("disconnect the present owner", work)
+
+
+async def _has_tables(connection: DedicatedConnection) -> bool:
+    async def work(session: Connection) -> bool:
+        return bool(await session.fetchval(statements("owner")["exists"]))
+
+    return await connection.run("look for meterd's tables", work)
 
 
 async def _bump(connection: DedicatedConnection, owner: str) -> int:

@@ -52,7 +52,7 @@ class PostgresUsage:
         async def work(connection: Connection) -> list[Any]:
             return list(await connection.fetch(text, *arguments, limit))
 
-        found = await self.pools.read("list ledger rows", work)
+        found = await self.pools.read_of(organization_id, "list ledger rows", work)
         return [records.row_from(record) for record in found]
 
     async def adjustment(self, organization_id: str, entry_id: str) -> Sequence[UsageRow] | None:
@@ -62,7 +62,7 @@ class PostgresUsage:
             text = statements("usage")["adjustment"]
             return list(await connection.fetch(text, organization_id, entry_id))
 
-        found = await self.pools.read("find an adjustment", work)
+        found = await self.pools.read_of(organization_id, "find an adjustment", work)
         return [records.row_from(record) for record in found] or None
 
     async def usage_days(self, organization_id: str, *, since_ms: int) -> Sequence[DaySum]:
@@ -73,11 +73,12 @@ class PostgresUsage:
         """Return the sums of the days of one billing period."""
         return await self._sums("usage_of_period", organization_id, label)
 
-    async def _sums(self, name: str, *arguments: Any) -> Sequence[DaySum]:
+    async def _sums(self, name: str, organization_id: str, *arguments: Any) -> Sequence[DaySum]:
         async def work(connection: Connection) -> list[Any]:
-            return list(await connection.fetch(statements("usage")[name], *arguments))
+            text = statements("usage")[name]
+            return list(await connection.fetch(text, organization_id, *arguments))
 
-        found = await self.pools.read("sum up usage", work)
+        found = await self.pools.read_of(organization_id, "sum up usage", work)
         return [
             DaySum(
                 day_start_ms=from_datetime(datetime.combine(record["day"], time(), UTC)),
@@ -102,7 +103,7 @@ class PostgresUsage:
             text = statements("usage")["periods"]
             return list(await connection.fetch(text, organization_id, before, limit))
 
-        found = await self.pools.read("list periods", work)
+        found = await self.pools.read_of(organization_id, "list periods", work)
         return [
             (records.period_from(record["period"]), records.terms_from(record["terms"]))
             for record in found

@@ -37,7 +37,8 @@ class PostgresWebhooks:
 
     async def add_endpoint(self, endpoint: WebhookEndpoint) -> bool:
         """Keep a new endpoint; False when the organization has as many as it may."""
-        found = await self._write(
+        found = await self._write_of(
+            endpoint.organization_id,
             "add_endpoint",
             endpoint.id,
             endpoint.organization_id,
@@ -53,13 +54,20 @@ class PostgresWebhooks:
 
     async def endpoints(self, organization_id: str) -> Sequence[WebhookEndpoint]:
         """Return an organization's endpoints, oldest first."""
-        return [_endpoint(each) for each in await self._read("endpoints", organization_id)]
+
+        async def work(connection: Connection) -> list[Any]:
+            text = statements("webhooks")["endpoints"]
+            return list(await connection.fetch(text, organization_id))
+
+        found = await self.pools.read_of(organization_id, "read webhooks", work)
+        return [_endpoint(each) for each in found]
 
     async def change_endpoint(
         self, organization_id: str, endpoint_id: str, change: EndpointChange, *, at_ms: int
     ) -> WebhookEndpoint | None:
         """Change an endpoint and return it; None when the organization has no such one."""
-        found = await self._write(
+        found = await self._write_of(
+            organization_id,
             "change_endpoint",
             organization_id,
             endpoint_id,
@@ -73,7 +81,10 @@ class PostgresWebhooks:
 
     async def remove_endpoint(self, organization_id: str, endpoint_id: str) -> bool:
         """Forget an endpoint and its deliveries; False when there is none."""
-        return bool(await self._write("remove_endpoint", organization_id, endpoint_id))
+        found = await self._write_of(
+            organization_id, "remove_endpoint", organization_id, endpoint_id
+        )
+        return bool(found)
 
     async def deliveries(
         self, endpoint_id: str, *, state: str | None, after: tuple[int, str] | None, limit: int
@@ -89,7 +100,9 @@ class PostgresWebhooks:
     ) -> Delivery:
         """Keep a test notification for one endpoint only."""
         key, at = endpoint.organization_id, to_datetime(at_ms)
-        [found] = await self._write("add_test", notification_id, key, at, TEST_KIND, endpoint.id)
+        [found] = await self._write_of(
+            key, "add_test", notification_id, key, at, TEST_KIND, endpoint.id
+        )
         return _delivery(found)
 
     async def resend(self, endpoint_id: str, delivery_id: str, *, at_ms: int) -> Delivery | None:
@@ -151,6 +164,12 @@ class PostgresWebhooks:
             return int(done.rpartition(" ")[2])
 
         return await self.pools.write("forget notifications", work)
+
+    async def _write_of(self, organization_id: str, name: str, *arguments: object) -> list[Any]:
+        async def work(connection: Connection) -> list[Any]:
+            return list(await connection.fetch(statements("webhooks")[name], *arguments))
+
+        return await self.pools.write_of(organization_id, "change webhooks", work)
 
     async def _write(self, name: str, *arguments: object) -> list[Any]:
         async def work(connection: Connection) -> list[Any]:

@@ -1,6 +1,7 @@
 # ruff: noqa: ASYNC110  another process's state has no event: it is asked, with a deadline
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import asyncpg
@@ -8,7 +9,8 @@ import pytest
 import trio
 
 from meterd.adapters.asyncio_thread import AsyncioThread
-from meterd.adapters.postgres.migrate import LOCK_KEY, Migrations
+from meterd.adapters.postgres.migrate import LOCK_KEY, SCRIPTS, Migrations
+from meterd.adapters.postgres.owner import own_database
 from meterd.adapters.postgres.pool import PostgresPools
 from meterd.errors import StoreRejectedError, StoreUnavailableError
 
@@ -216,6 +218,56 @@ async def test_a_database_of_a_newer_meterd_is_refused_in_a_clear_sentence(
 
     assert "0002" in str(caught.value)
     assert "up to 0001" in str(caught.value)
+
+
+async def test_an_edited_migration_is_noticed(
+    portal: AsyncioThread, empty_database_url: str, tmp_path: Path
+) -> None:
+    """Two databases of one revision are the same, or nobody knows what an upgrade does."""
+    copy = tmp_path / "scripts"
+    shutil.copytree(SCRIPTS, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    migrations = Migrations(portal, empty_database_url, copy)
+    await migrations.upgrade()
+    assert await migrations.pending() == ()
+    edited = copy / "versions" / "0003_books.sql"
+    edited.write_text(edited.read_text("utf-8") + "-- one word more\n", "utf-8")
+
+    with pytest.raises(StoreRejectedError, match="migration 0003 was run with another text"):
+        await migrations.pending()
+
+
+async def test_a_new_version_migrates_only_when_the_old_one_has_gone(
+    portal: AsyncioThread, empty_database_url: str
+) -> None:
+    """The old one never meets tables that it does not know; the wait is the hand-over's own."""
+    real = Migrations(portal, empty_database_url)
+    order: list[str] = []
+
+    async def migrate() -> None:
+        order.append("migrated")
+        await real.upgrade()
+
+    async def second() -> None:
+        where = (portal, empty_database_url)
+        async with own_database(*where, owner="new", wait_ms=10_000, prepare=migrate) as owner:
+            order.append(f"owner {owner.epoch}")
+
+    async with (
+        trio.open_nursery() as nursery,
+        own_database(
+            portal, empty_database_url, owner="old", wait_ms=0, prepare=real.upgrade
+        ) as first,
+    ):
+        nursery.start_soon(second)
+        await wait_for_row(
+            portal,
+            empty_database_url,
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = 'meterd owner'"
+            " AND datname = current_database() OFFSET 1",
+        )
+        order.append(f"owner {first.epoch} leaves")
+
+    assert order == ["owner 1 leaves", "migrated", "owner 2"]
 
 
 async def test_a_server_that_is_away_is_an_outage(portal: AsyncioThread) -> None:

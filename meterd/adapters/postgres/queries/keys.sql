@@ -35,18 +35,24 @@ FROM api_keys WHERE organization_id IS NULL
 ORDER BY created_at DESC, id DESC
 
 -- name: revoke_key
--- The first revocation counts and is audited; a repeat returns the key as it is.
-WITH found AS (
-    UPDATE api_keys SET revoked_at = coalesce(revoked_at, $3::timestamptz)
+-- The first revocation counts and is audited; a repeat returns the key as it is. The row lock
+-- makes one of two that come together the first.
+WITH before AS (
+    SELECT id, revoked_at FROM api_keys
     WHERE id = $1 AND organization_id IS NOT DISTINCT FROM $2::text
-    RETURNING id, organization_id, scopes, name, last4, created_at, created_by, revoked_at
+    FOR NO KEY UPDATE
+), found AS (
+    UPDATE api_keys k SET revoked_at = coalesce(before.revoked_at, $3::timestamptz)
+    FROM before WHERE k.id = before.id
+    RETURNING k.id, k.organization_id, k.scopes, k.name, k.last4, k.created_at, k.created_by,
+        k.revoked_at
 ), audit AS (
     INSERT INTO audit_log (id, at, actor, action, organization_id, reason, before, after)
     SELECT
-        $4::text, $3, $5::text, 'key.revoke', organization_id, '',
-        jsonb_build_object('key_id', id, 'last4', last4, 'revoked', false),
-        jsonb_build_object('key_id', id, 'last4', last4, 'revoked', true)
-    FROM found
+        $4::text, $3, $5::text, 'key.revoke', found.organization_id, '',
+        jsonb_build_object('key_id', found.id, 'last4', last4, 'revoked', false),
+        jsonb_build_object('key_id', found.id, 'last4', last4, 'revoked', true)
+    FROM found JOIN before ON before.id = found.id AND before.revoked_at IS NULL
     ON CONFLICT (id) DO NOTHING
 )
 SELECT * FROM found

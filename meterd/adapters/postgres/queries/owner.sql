@@ -3,6 +3,9 @@
 -- name: lock
 SELECT pg_try_advisory_lock($1)
 
+-- name: exists
+SELECT to_regclass('meterd_owner') IS NOT NULL
+
 -- name: bump
 UPDATE meterd_owner SET epoch = epoch + 1, owner = $1, taken_at = now() RETURNING epoch
 
