@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from http import HTTPStatus
 from math import inf
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Event as StreamEvent, Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.task_group import TaskGroup
@@ -153,6 +155,18 @@ class _Http11(H11Protocol):
                 http_version=request.http_version,
             )
         await super()._create_stream(request)
+
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Say that the connection closes when an answer does not wait for the request's body.
+
+        Hypercorn closes then without a word, and a client that had kept the connection loses its
+        next request (RFC 9112, 9.6: such a server ought to say so).
+        """
+        is_early = self.connection.their_state is h11.SEND_BODY
+        if is_early and isinstance(event, Response) and event.status_code >= HTTPStatus.OK:
+            event.headers.append((b"connection", b"close"))
+        await super().stream_send(event)
 
 
 class _Server(TCPServer):

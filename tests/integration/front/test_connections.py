@@ -85,6 +85,25 @@ async def test_a_head_that_trickles_in_is_cut_off(beginning: bytes) -> None:
         assert running.door.counters.timed_out == 1
 
 
+async def test_an_answer_that_does_not_wait_for_the_body_says_that_it_closes() -> None:
+    """A client that kept the connection would lose its next request, a start of a task perhaps."""
+    body = b"x" * 10
+    head = b"POST /hello HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n"
+    async with open_door() as running:
+        async with await running.connect() as stream:
+            await stream.send_all(head)
+            early = await read_to_end(stream)
+        async with await running.connect() as stream:
+            await stream.send_all(head + body)
+            in_full = await read_until(stream, b"</p>\n")
+            await stream.send_all(HELLO)
+            assert (await read_until(stream, b"hello")).startswith(b"HTTP/1.1 200 ")
+
+    assert early.startswith(b"HTTP/1.1 405 ")
+    assert b"connection: close\r\n" in early.lower()
+    assert b"connection: close" not in in_full.lower()
+
+
 async def test_a_body_that_trickles_in_is_cut_off() -> None:
     """The time for a body runs from the end of its head, whatever arrives."""
     limits = FrontDoorLimits(body_timeout_ms=200)
