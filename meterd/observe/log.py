@@ -55,6 +55,9 @@ SECRET_NAMES: Final = frozenset(
 SECRET_LENGTH_MIN: Final = 8
 """Characters. A shorter configured secret is not searched for: it would blot out ordinary words."""
 
+CHATTY: Final = ("httpx", "stripe")
+"""Libraries that log each request at `info`, one of them three times: shown at `debug` only."""
+
 DEPTH_MAX: Final = 8
 """Nesting of a logged value that is looked into; what lies deeper is written as masked text."""
 
@@ -137,6 +140,9 @@ def configure(
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(log_level.upper())
+    for chatty in CHATTY:
+        is_wanted = log_level.upper() == "DEBUG"
+        logging.getLogger(chatty).setLevel(logging.NOTSET if is_wanted else logging.WARNING)
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[

@@ -103,7 +103,7 @@ class StripeSetup:
             "read a product", lambda: self._api.products.retrieve_async(product_id)
         )
         if found is not None:
-            self._note(f"product {product_id}", "fine")
+            await self._revive(product_id, is_active=found["active"])
             return product_id
         if not self.applies:
             self._note(f"product {product_id}", "missing")
@@ -116,6 +116,20 @@ class StripeSetup:
         self._note(f"product {product_id}", "created")
         return product_id
 
+    async def _revive(self, product_id: str, *, is_active: bool) -> None:
+        """Have a product sold that somebody has archived: Stripe refuses checkouts of it."""
+        what = f"product {product_id}"
+        if is_active:
+            self._note(what, "fine")
+        elif not self.applies:
+            self._note(what, "differs", "it is archived")
+        else:
+            await self._do(
+                "change a product",
+                lambda: self._api.products.update_async(product_id, {"active": True}),
+            )
+            self._note(what, "changed", "it was archived")
+
     async def _price(self, plan: Plan, product_id: str | None) -> str | None:
         key = f"meterd_{plan.tier.value}_monthly"
         page = await self._do(
@@ -123,9 +137,9 @@ class StripeSetup:
             lambda: self._api.prices.list_async({"lookup_keys": [key], "active": True}),
         )
         found = page["data"][0] if page["data"] else None
-        wrong = [] if found is None else _price_problems(plan, found)
+        wrong = [] if found is None else _own_price_problems(plan, found)
         if found is not None and not wrong:
-            self._note(f"price {key}", "fine", found["id"])
+            await self._name_tier(key, plan, found)
             return str(found["id"])
         state = "missing" if found is None else "differs"
         if not self.applies or product_id is None:
@@ -147,6 +161,23 @@ class StripeSetup:
         )
         self._note(f"price {key}", "created", made["id"])
         return str(made["id"])
+
+    async def _name_tier(self, key: str, plan: Plan, found: Any) -> None:
+        """Have a price say which plan it sells: meterd would not know it otherwise."""
+        said, what = (found["metadata"] or {}).get(TIER), f"price {key}"
+        if said == plan.tier.value:
+            self._note(what, "fine", found["id"])
+            return
+        detail = f"its metadata says it sells {said or 'no plan'}"
+        if not self.applies:
+            self._note(what, "differs", detail)
+            return
+        metadata = {TIER: plan.tier.value}
+        await self._do(
+            "change a price",
+            lambda: self._api.prices.update_async(found["id"], {"metadata": metadata}),
+        )
+        self._note(what, "changed", detail)
 
     # --- the portal -------------------------------------------------------------------------
 
@@ -235,19 +266,40 @@ class StripeSetup:
 
 
 def _price_problems(plan: Plan, found: Any) -> list[str]:
-    """Return what is wrong with a price for a plan, in words."""
-    cents = amount_cents(plan.price_usd)
+    """Return what is wrong with a price for a plan, in words.
+
+    Only a monthly price must cost what the catalogue says: what a year costs it does not say.
+    """
     recurring = found.get("recurring") or {}
+    interval = (recurring.get("interval"), recurring.get("interval_count", 1))
     wrong = []
     if not found["active"]:
         wrong.append("it is not active")
     if found["currency"] != USD:
         wrong.append(f"it is in {found['currency']}")
-    if found.get("unit_amount") != cents:
-        wrong.append(f"it costs {found.get('unit_amount')} cents, the catalogue says {cents}")
-    if recurring.get("interval") not in {"month", "year"}:
+    if interval[0] not in {"month", "year"}:
         wrong.append("it is not for whole months")
+    if recurring.get("usage_type") == "metered":
+        wrong.append("it is metered: meterd charges usage itself")
+    if interval == ("month", 1):
+        wrong += _amount_problems(plan, found)
     return wrong
+
+
+def _own_price_problems(plan: Plan, found: Any) -> list[str]:
+    """Return what is wrong with the price that has the plan's lookup key: it is a monthly one."""
+    recurring = found.get("recurring") or {}
+    wrong = _price_problems(plan, found)
+    if (recurring.get("interval"), recurring.get("interval_count", 1)) != ("month", 1):
+        wrong += ["it is not monthly", *_amount_problems(plan, found)]
+    return wrong
+
+
+def _amount_problems(plan: Plan, found: Any) -> list[str]:
+    cents = amount_cents(plan.price_usd)
+    if found.get("unit_amount") == cents:
+        return []
+    return [f"it costs {found.get('unit_amount')} cents, the catalogue says {cents}"]
 
 
 def _portal_features(sold: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -193,6 +193,21 @@ def test_lines_below_the_level_are_not_written(lines: io.StringIO) -> None:
     assert [json.loads(line)["event"] for line in lines.getvalue().splitlines()] == ["loud"]
 
 
+@pytest.mark.parametrize(
+    ("level", "told"), [("info", ["trouble"]), ("debug", ["asked", "trouble"])]
+)
+def test_libraries_that_tell_of_each_request_do_so_for_debugging_only(
+    lines: io.StringIO, level: str, told: list[str]
+) -> None:
+    """Four lines for each call to Stripe would bury what an operator looks for."""
+    log.configure(log_format="json", log_level=level, stream=lines)
+
+    logging.getLogger("stripe").info("asked")
+    logging.getLogger("httpx").warning("trouble")
+
+    assert [json.loads(line)["event"] for line in lines.getvalue().splitlines()] == told
+
+
 def test_values_that_json_does_not_know_are_still_written(lines: io.StringIO) -> None:
     """A log call must never fail because of what it is given."""
     endless: list[object] = []
