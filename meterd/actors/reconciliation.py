@@ -3,7 +3,8 @@
 Rule 1: Stripe is asked for everything it has, not for what meterd believes to be there.
 Rule 2: repairs take the ways that everything takes: a subscription that differs is a signal in
         the inbox, an item that is gone makes its charge new again, a lost event is received.
-Rule 3: what nobody would believe stops it: very many downgrades, or objects of the wrong mode.
+Rule 3: what nobody would believe stops it, all repairs included: very many downgrades, very many
+        charges without an item (another account's key has none of them), or the wrong mode.
 Rule 4: a dry run tells the same and changes nothing, its findings included.
 """
 
@@ -127,8 +128,11 @@ class StripeReconciliation:
             followed = sum(each.status.is_live for each in subscriptions)
             if is_too_much(downgrades, followed):
                 stopped = f"{downgrades} downgrades of {followed} subscriptions"
-        items, of_charges = await self._charge_differences(now_ms)
+        items, pushed, of_charges = await self._charge_differences(now_ms)
         differences += of_charges
+        missing = sum(each.repair is Repair.PUSH for each in of_charges)
+        if stopped is None and is_too_much(missing, pushed):
+            stopped = f"{missing} of {pushed} charges have no invoice item"
         result = Reconciled(
             is_dry=is_dry,
             subscriptions=len(subscriptions),
@@ -235,7 +239,8 @@ class StripeReconciliation:
             if subscription_id not in subscription_ids
         ]
 
-    async def _charge_differences(self, now_ms: int) -> tuple[int, Sequence[Difference]]:
+    async def _charge_differences(self, now_ms: int) -> tuple[int, int, Sequence[Difference]]:
+        """Return how many items of ours were found, of how many pushed charges, what differs."""
         since_ms = now_ms - CHARGES_MS
         # Charges first: an item that is made meanwhile is of a charge that is known.
         charges = {each.id: each for each in await self._store.charges_ended_since(since_ms)}
@@ -260,7 +265,8 @@ class StripeReconciliation:
                 if item_id is not None and await self._billing.item(item_id) is not None:
                     continue  # it is there, only older than the list
             told.append(each)
-        return len(ours), told
+        pushed = sum(each.state is ChargeState.PUSHED for each in charges.values())
+        return len(ours), pushed, told
 
     async def _with_status(self, found: FoundItem, items: Sequence[InvoiceItem]) -> FoundItem:
         """Return one of several items of a charge, with whether it can still be deleted."""
@@ -298,7 +304,7 @@ class StripeReconciliation:
             for event in events:
                 received += await self._inbox.keep_event(event, at_ms=now_ms)
             repaired += await self._follow(result.differences, now_ms)
-        repaired += await self._repair_charges(result.differences)
+            repaired += await self._repair_charges(result.differences)
         self._follower.kick()
         self._charges.kick()
         return attrs.evolve(result, events=received, repaired=repaired)

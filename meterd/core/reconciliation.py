@@ -20,13 +20,13 @@ from meterd.core.subscription import Invoice, Subscription
 from meterd.core.units import day_start_ms
 
 
-DOWNGRADES_MAX = 20
-"""Downgrades at once that nobody believes."""
+BELIEVED_MAX = 20
+"""More downgrades, or lost invoice items, at once than this nobody believes."""
 
-DOWNGRADES_LEAST = 3
-"""So many are possible however few organizations there are."""
+BELIEVED_LEAST = 3
+"""So many are possible however few there are."""
 
-DOWNGRADES_PERCENT = 2
+BELIEVED_PERCENT = 2
 
 
 class Repair(enum.Enum):
@@ -67,10 +67,10 @@ class Difference:
         )
 
 
-def is_too_much(downgrades: int, followed: int) -> bool:
-    """Tell whether so many downgrades, of so many subscriptions, are more likely our mistake."""
-    share = DOWNGRADES_PERCENT * followed // 100
-    return downgrades > DOWNGRADES_MAX or downgrades > max(DOWNGRADES_LEAST, share)
+def is_too_much(found: int, of_all: int) -> bool:
+    """Tell whether so many downgrades or lost items are more likely a mistake of ours."""
+    share = BELIEVED_PERCENT * of_all // 100
+    return found > BELIEVED_MAX or found > max(BELIEVED_LEAST, share)
 
 
 def is_downgrade(before: Tier, after: Tier | None) -> bool:

@@ -66,6 +66,16 @@ async def charge_a_month(rig: Rig) -> Any:
     return subscription
 
 
+async def pass_boundary(rig: Rig) -> None:
+    """Let January end: what is charged lies on the drafts of the renewals."""
+    await rig.advance(31 - 1 / DAY_S)
+    rig.fake.clock.jump_to(rig.fake.clock.now_s + 60)
+    while rig.fake.world.run_due():
+        pass
+    await rig.hear()
+    await rig.work()
+
+
 async def test_active_there_and_free_here_is_repaired_by_one_reconciliation(
     autojump_clock: MockClock,
 ) -> None:
@@ -141,12 +151,7 @@ async def test_an_item_that_was_deleted_is_pushed_again(autojump_clock: MockCloc
         rig.subscribe("org_1", rig.make_price("pro", 14_900))
         await rig.hear()
         await rig.use("org_1", 120)
-        await rig.advance(31 - 1 / DAY_S)
-        rig.fake.clock.jump_to(rig.fake.clock.now_s + 60)
-        while rig.fake.world.run_due():
-            pass
-        await rig.hear()
-        await rig.work()
+        await pass_boundary(rig)
         (item,) = rig.items()
         draft_id = item["invoice"]
         rig.call("DELETE", f"/v1/invoiceitems/{item['id']}")
@@ -261,6 +266,49 @@ async def test_objects_of_the_wrong_mode_stop_it(autojump_clock: MockClock) -> N
         assert found.stopped is not None
         assert "wrong livemode" in found.stopped
         assert await plan_of(rig) is Tier.FREE
+
+
+async def test_another_account_s_key_makes_no_charge_new_again(autojump_clock: MockClock) -> None:
+    """It has none of our items: pushed again, they would all be charged in the wrong place."""
+    async with open_rig() as rig:
+        price = rig.make_price("pro", 14_900)
+        for number in range(4):
+            await rig.create(f"org_{number}", contract=SMALL)
+            rig.subscribe(f"org_{number}", price)
+        await rig.hear()
+        for number in range(4):
+            await rig.use(f"org_{number}", 120)
+        await pass_boundary(rig)
+        assert {each.state for each in rig.kept.kept.values()} == {ChargeState.PUSHED}
+        for item in rig.items():
+            rig.call("DELETE", f"/v1/invoiceitems/{item['id']}")
+
+        found = await reconcile(rig)
+        await rig.work()
+
+        assert found.stopped == "4 of 4 charges have no invoice item"
+        assert (found.repaired, rig.items()) == (0, [])
+        assert {each.state for each in rig.kept.kept.values()} == {ChargeState.PUSHED}
+
+
+async def test_the_wrong_mode_stops_repairs_of_charges_too(autojump_clock: MockClock) -> None:
+    """What is stopped is stopped as a whole: no item is deleted and none is pushed."""
+    async with open_rig() as rig:
+        await rig.create("org_1", contract=SMALL)
+        rig.subscribe("org_1", rig.make_price("pro", 14_900))
+        await rig.hear()
+        await rig.use("org_1", 120)
+        await pass_boundary(rig)
+        (item,) = rig.items()
+        rig.call("DELETE", f"/v1/invoiceitems/{item['id']}")
+        for subscription in rig.fake.world.tables["subscription"].values():
+            subscription["livemode"] = True
+
+        found = await reconcile(rig)
+        await rig.work()
+
+        assert "item_missing" in kinds(found)
+        assert (found.repaired, rig.items()) == (0, [])
 
 
 @pytest.mark.parametrize(
