@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
-from typing import Protocol
+from typing import Final, Protocol
 
 import attrs
 
@@ -390,6 +390,10 @@ class Settlement:
     at_ms: int
 
 
+UNKNOWN_CUSTOMER: Final = "unknown_customer"
+"""Outcome of events about somebody who is no organization of ours."""
+
+
 class StripeStore(Protocol):
     """The inbox of events and the objects as last seen."""
 
@@ -422,6 +426,10 @@ class StripeStore(Protocol):
 
     async def retry_event(self, event_id: str, *, at_ms: int) -> bool:
         """Make a dead or done event pending again; False when there is no such event."""
+        ...
+
+    async def retry_unknown(self, customer_id: str, *, at_ms: int) -> int:
+        """Make a customer's events pending again that were done as UNKNOWN_CUSTOMER; how many."""
         ...
 
     async def inbox(

@@ -42,6 +42,7 @@ from meterd.errors import (
     StoreUnavailableError,
 )
 from meterd.ports import (
+    UNKNOWN_CUSTOMER,
     Clock,
     Directory,
     Payments,
@@ -185,6 +186,11 @@ class StripeActor:
         self.kick()
         return found
 
+    async def customer_linked(self, customer_id: str) -> None:
+        """Work off what had come for a customer before anybody here was that customer."""
+        if await self._store.retry_unknown(customer_id, at_ms=self._clock.now_ms()):
+            self.kick()
+
     # --- the actor --------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -310,7 +316,7 @@ class StripeActor:
         news = await self._look(subscription_id, signals)
         organization_id = await self._owner(news, signals)
         if organization_id is None:
-            told = _told(done, otherwise="unknown_customer")
+            told = _told(done, otherwise=UNKNOWN_CUSTOMER)
             await self._finish(Settlement(done=told, at_ms=self._clock.now_ms()))
             return
         async with self._turn(organization_id):
@@ -321,6 +327,8 @@ class StripeActor:
         event = pending.event
         if self._payments is not None and event.livemode != self._payments.livemode:
             return "wrong_livemode"
+        if event.is_of_connected_account:
+            return "other_account"
         if event.type not in SIGNALS:
             return "unknown_type"
         return None if event.subscription_id is not None else "no_subscription"
@@ -383,7 +391,7 @@ class StripeActor:
             answer = await self._organizations.ask(organization_id, command)
             await self._organizations.durable(organization_id, answer.seq)
         except OrganizationUnknownError:
-            told = _told(done, otherwise="unknown_customer")
+            told = _told(done, otherwise=UNKNOWN_CUSTOMER)
             await self._finish(Settlement(done=told, at_ms=self._clock.now_ms()))
             return
         await self._finish(

@@ -59,6 +59,14 @@ class StripeEvent:
         """Return the object as the event carries it."""
         return _part(_part(json.loads(self.payload_json), "data"), "object")
 
+    @property
+    def is_of_connected_account(self) -> bool:
+        """Tell whether it happened in an account connected to ours, whose objects are not ours.
+
+        Source: https://docs.stripe.com/api/events/object#event_object-account
+        """
+        return _text(json.loads(self.payload_json), "account") is not None
+
 
 def read_event(payload_json: str) -> StripeEvent | None:
     """Return the event a body holds, or None when it is not one. Errors: ValueError, not JSON."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any, Final
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from quart import Blueprint, Response
 
 from meterd.core.commands import (
@@ -188,7 +188,15 @@ async def change_reply(
         raise ProblemError("plan_managed_by_stripe")
     assert isinstance(answer.outcome, Done), answer
     await organizations.durable(organization_id, answer.seq)
+    await tell_stripe(bundle, body.stripe_customer_id)
     return json_reply(200, await described(bundle, organization_id))
+
+
+async def tell_stripe(bundle: WebServices, customer_id: UnsetType | str | None) -> None:
+    """Let the Stripe actor look again at what had come for a customer that is linked now."""
+    actor = bundle.stripe_actor
+    if actor is not None and isinstance(customer_id, str):
+        await actor.customer_linked(customer_id)
 
 
 async def adjust_reply(
@@ -241,6 +249,7 @@ async def create() -> Response:
     is_created = await bundle.directory.create_organization(new)
     if not is_created and not is_retry():  # a retry may find what it made
         raise ProblemError("organization_exists")
+    await tell_stripe(bundle, body.stripe_customer_id)
     content = await described(bundle, body.id)
     location = f"/admin/v1/organizations/{body.id}"
     return response(json_reply(201, content, (("location", location),)))

@@ -12,7 +12,7 @@ from meterd.adapters.memory.stripe import MemoryStripe
 from meterd.adapters.postgres.stripe import PostgresStripe
 from meterd.core.stripe_objects import StripeEvent, read_event, read_invoice, read_subscription
 from meterd.errors import OwnershipLostError
-from meterd.ports import SeenInvoice, SeenSubscription, Settlement, StripeStore
+from meterd.ports import UNKNOWN_CUSTOMER, SeenInvoice, SeenSubscription, Settlement, StripeStore
 from tests.contract.conftest import Owned, take_ownership
 from tests.make import NOW_MS, make_new, make_profile
 
@@ -152,6 +152,21 @@ async def test_dead_events_wait_for_an_operator(stripe_store: StripeStore) -> No
     assert (dead.last_error, dead.attempts) == ("cannot be", 1)
     assert retried == [True, False]
     assert len(await stripe_store.due_events(now_ms=NOW_MS, busy=(), subjects_max=9)) == 1
+
+
+async def test_events_of_a_customer_nobody_knew_wait_for_its_link(
+    stripe_store: StripeStore,
+) -> None:
+    """Only its own, and only those that ended as a stranger's, are pending again."""
+    for event_id, outcome in (("evt_1", UNKNOWN_CUSTOMER), ("evt_2", "applied")):
+        await stripe_store.keep_event(make_event(event_id), at_ms=NOW_MS)
+        await stripe_store.settle(Settlement(done={event_id: outcome}, at_ms=NOW_MS))
+    others = await stripe_store.retry_unknown("cus_2", at_ms=NOW_MS + 5)
+    own = await stripe_store.retry_unknown("cus_1", at_ms=NOW_MS + 5)
+    due = await stripe_store.due_events(now_ms=NOW_MS + 9, busy=(), subjects_max=9)
+
+    assert (others, own) == (0, 1)
+    assert [(each.event.id, each.attempts) for each in due] == [("evt_1", 0)]
 
 
 async def test_the_inbox_is_listed_newest_first_page_by_page(stripe_store: StripeStore) -> None:

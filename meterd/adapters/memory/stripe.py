@@ -10,6 +10,7 @@ import trio
 from meterd.core.stripe_objects import StripeEvent
 from meterd.errors import OwnershipLostError
 from meterd.ports import (
+    UNKNOWN_CUSTOMER,
     InboxEntry,
     PendingEvent,
     Seen,
@@ -133,6 +134,18 @@ class MemoryStripe:
         kept.state, kept.outcome, kept.attempts = "pending", None, 0
         kept.next_attempt_at_ms = at_ms
         return True
+
+    async def retry_unknown(self, customer_id: str, *, at_ms: int) -> int:
+        """Make a customer's events pending again that were done as UNKNOWN_CUSTOMER; how many."""
+        await trio.lowlevel.checkpoint()
+        found = [
+            kept
+            for kept in self.events.values()
+            if kept.event.customer_id == customer_id and kept.outcome == UNKNOWN_CUSTOMER
+        ]
+        for kept in found:
+            await self.retry_event(kept.event.id, at_ms=at_ms)
+        return len(found)
 
     async def inbox(
         self, *, state: str | None, after: tuple[int, str] | None, limit: int

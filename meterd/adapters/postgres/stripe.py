@@ -113,6 +113,15 @@ class PostgresStripe:
 
         return await self.pools.write("retry a Stripe event", work)
 
+    async def retry_unknown(self, customer_id: str, *, at_ms: int) -> int:
+        """Make a customer's events pending again that were done as UNKNOWN_CUSTOMER; how many."""
+
+        async def work(connection: Connection) -> int:
+            text = statements("stripe")["retry_unknown"]
+            return len(await connection.fetch(text, customer_id, to_datetime(at_ms)))
+
+        return await self.pools.write("retry a customer's Stripe events", work)
+
     async def inbox(
         self, *, state: str | None, after: tuple[int, str] | None, limit: int
     ) -> Sequence[InboxEntry]:

@@ -69,10 +69,12 @@ def make_payload(
     *,
     found: dict[str, Any] | None = None,
     livemode: bool = False,
+    **fields: str,
 ) -> str:
     """Return an event about a subscription."""
     return json.dumps(
         {
+            **fields,
             "id": event_id,
             "object": "event",
             "type": kind,
@@ -228,6 +230,7 @@ async def test_all_events_of_a_subscription_cost_one_reading(
     [
         (make_payload(kind="customer.created", found={"id": "cus_1", "object": "customer"}), None),
         (make_payload(livemode=True), "wrong_livemode"),
+        (make_payload(account="acct_connected"), "other_account"),
         (
             make_payload(
                 kind="invoice.paid", found={"id": "in_1", "object": "invoice", "customer": "c"}
@@ -256,6 +259,23 @@ async def test_subscription_of_a_stranger_is_done_and_counted(
     await trio.sleep(1)
 
     assert (setup.kept().state, setup.kept().outcome) == ("done", "unknown_customer")
+
+
+async def test_what_came_before_a_customer_was_linked_is_worked_off_when_it_is(
+    setup: Setup, autojump_clock: MockClock
+) -> None:
+    """It subscribed first and was made known here later: it has paid, so it gets its plan."""
+    setup.shelf.found = make_object(metadata={})
+    await setup.deliver(make_payload())
+    await trio.sleep(1)
+    before = (setup.kept().outcome, await setup.plan())
+    await setup.kernel.store.claim_customer("org_1", "cus_1")
+    await setup.kernel.organizations.ask("org_1", make_change(stripe_customer_id="cus_1"))
+    await setup.actor.customer_linked("cus_1")
+    await trio.sleep(1)
+
+    assert before == ("unknown_customer", Tier.FREE)
+    assert (setup.kept().outcome, await setup.plan()) == ("applied", Tier.PRO)
 
 
 async def test_object_that_is_not_there_yet_is_asked_for_again(

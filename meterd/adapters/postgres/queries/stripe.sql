@@ -77,6 +77,13 @@ UPDATE stripe_events SET
 WHERE id = $1
 RETURNING id
 
+-- name: retry_unknown
+-- $1: customer. $2: now.
+UPDATE stripe_events SET
+    state = 'pending', attempts = 0, next_attempt_at = $2, outcome = NULL, done_at = NULL
+WHERE customer_id = $1 AND outcome = 'unknown_customer'
+RETURNING id
+
 -- name: inbox
 -- $1: state or null. $2, $3: reception and id of the last event seen.
 SELECT
