@@ -126,7 +126,7 @@ class DueCharge:
     charge: Charge
     customer_id: str | None
     cycle_subscription_id: str | None
-    """The live subscription that the organization follows."""
+    """The live subscription that the organization follows, if it is this customer's."""
     cycle_months: int | None
 
 

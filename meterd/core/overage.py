@@ -27,7 +27,7 @@ from meterd.core.units import HOUR_MS, MINUTE_MS
 
 
 BOUND_CENTS = 100_000
-"""An unlimited plan's charges over $1,000 a period need a history that explains them."""
+"""Charges that nothing limits need, over $1,000 a period, a history that explains them."""
 
 BOUND_FACTOR = 5
 """… of periods that cost a fifth of it, on average."""
@@ -244,7 +244,7 @@ def is_ready(bill: PeriodBill, *, now_ms: int, wait_ms: int) -> bool:
 
 
 def bound_cents(earlier_cents: Sequence[int]) -> int:
-    """Return what an unlimited plan's period may cost without a person looking at it."""
+    """Return what a period without a limit may cost without a person looking at it."""
     history = sum(earlier_cents[:BOUND_PERIODS])
     return max(BOUND_CENTS, BOUND_FACTOR * history // BOUND_PERIODS)
 
@@ -312,12 +312,19 @@ def _first_state(
         if alert.startswith(prefix):
             return ChargeState.PARKED, f"the subscription is in {alert.removeprefix(prefix)}"
     bound = bound_cents(bill.earlier_cents)
-    if bill.is_unlimited and total_cents > bound:
+    if _is_unbounded(bill) and total_cents > bound:
         return ChargeState.PARKED, f"over the safety bound of {bound} cents"
     is_first = review.first is None or bill.reviewed_organizations < review.first
     if is_first and (review.first is None or not bill.is_reviewed):
         return ChargeState.REVIEW, "waits for review"
     return ChargeState.NEW, None
+
+
+def _is_unbounded(bill: PeriodBill) -> bool:
+    """Tell whether no limit keeps the cost of a period: of minutes, or of what has a price only."""
+    return bill.is_unlimited or any(
+        cost.resource is not Resource.AGENT_MINUTE and cost.cost_usd for cost in bill.costs
+    )
 
 
 def must_renew_key(charge: Charge, now_ms: int) -> bool:

@@ -233,12 +233,13 @@ def standing(
     if len(live) > 1:
         alerts.add(f"{Alert.SEVERAL_LIVE.value}:{','.join(each.id for each in live)}")
     if best is None:
-        over = [each for each in known if each.status.is_over]
-        is_unsure = any(each.status is Status.UNKNOWN for each in known)
+        # What never began (`incomplete_expired`) ends nothing: a plan an operator set stays.
+        has_ended = any(each.status is Status.CANCELED for each in known)
+        is_over = has_ended and not any(each.status is Status.UNKNOWN for each in known)
         return Standing(
             subscription_id=None,
-            tier=Tier.FREE if over and not is_unsure else None,
-            is_over=bool(over) and not is_unsure,
+            tier=Tier.FREE if is_over else None,
+            is_over=is_over,
             alerts=frozenset(alerts),
         )
     item = main_item(catalogue, best)

@@ -251,6 +251,10 @@ async def test_due_are_charges_that_are_meterd_s_to_move(
     assert due.charge == charge
     assert await charges.followed_subscriptions() == [("org_1", "sub_1")]
     assert (due.customer_id, due.cycle_subscription_id, due.cycle_months) == ("cus_2", "sub_1", 1)
+    profile = attrs.evolve(profile, billing_alerts=frozenset({"other_customer:cus_3"}))
+    await store.flush([make_batch(seq=3, profile=profile)])
+    (due,) = await charges.due_charges(now_ms=END_MS, limit=10)
+    assert (due.cycle_subscription_id, due.cycle_months) == (None, None)
     held = attrs.evolve(charge, state=ChargeState.MANUAL)
     assert await charges.reviewed_organizations(limit=5) == ["org_1"]
     assert await charges.move_charge(charge, held, at_ms=END_MS)

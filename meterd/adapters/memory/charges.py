@@ -14,6 +14,7 @@ from meterd.core.organization import AuditEntry, Finding
 from meterd.core.overage import OPEN, Charge, ChargeState, Cost, PeriodBill
 from meterd.core.period import Period
 from meterd.core.plan import Resource
+from meterd.core.subscription import Alert
 from meterd.core.task import TaskState
 from meterd.errors import OwnershipLostError
 
@@ -137,7 +138,9 @@ class MemoryCharges:
 
     def _due(self, charge: Charge) -> DueCharge:
         profile = self.database.organizations[charge.organization_id].profile
-        cycle = profile.cycle
+        prefix = f"{Alert.OTHER_CUSTOMER.value}:"
+        is_own = not any(alert.startswith(prefix) for alert in profile.billing_alerts)
+        cycle = profile.cycle if is_own else None
         return DueCharge(
             charge=charge,
             customer_id=profile.stripe_customer_id,

@@ -19,7 +19,7 @@ from meterd.adapters.stripe.client import StripePayments
 from meterd.adapters.stripe.errors import RESOURCE_MISSING
 from meterd.billing_ports import InvoiceItem, NewItem
 from meterd.core.stripe_objects import Json, StripeEvent, read_event
-from meterd.core.subscription import CYCLE_REASONS
+from meterd.core.subscription import CYCLE_REASONS, USD
 from meterd.core.units import SECOND_MS
 from meterd.errors import PaymentsRejectedError
 
@@ -57,11 +57,13 @@ class StripeBilling:
 
     async def open_draft(self, subscription_id: str) -> str | None:
         """Return the subscription's cycle invoice that is still a draft, the newest of several."""
-        drafts = await self._all(
-            "list drafts",
-            self._api.invoices.list_async,
-            {"subscription": subscription_id, "status": "draft"},
-        )
+        params = {"subscription": subscription_id, "status": "draft"}
+        try:
+            drafts = await self._all("list drafts", self._api.invoices.list_async, params)
+        except PaymentsRejectedError as error:
+            if error.code != RESOURCE_MISSING:  # a subscription that is gone has no draft
+                raise
+            return None
         ours = [each for each in drafts if each["billing_reason"] in CYCLE_REASONS]
         newest = max(ours, key=lambda each: (each["created"], each["id"]), default=None)
         return None if newest is None else newest["id"]
@@ -136,6 +138,7 @@ class StripeBilling:
             lambda: self._api.invoices.create_async(
                 {
                     "customer": customer_id,
+                    "currency": USD,  # what our items are in, whatever the customer's is
                     "pending_invoice_items_behavior": "include",
                     "auto_advance": True,
                 },

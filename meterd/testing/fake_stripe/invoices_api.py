@@ -136,6 +136,7 @@ def list_invoices(world: World, params: Json) -> Json:
         world.newest_first("invoice"), params, "customer", "status", "collection_method"
     )
     if "subscription" in params:
+        world.get("subscription", params["subscription"], param="subscription")
         found = [each for each in found if _subscription_id(each) == params["subscription"]]
     return page("/v1/invoices", found, params)
 

@@ -230,6 +230,41 @@ async def test_pending_items_of_a_cancelled_subscription_are_invoiced(
         assert (last["billing_reason"], last["amount_paid"]) == ("manual", 100)
 
 
+async def test_items_beside_another_customer_s_subscription_get_an_invoice_of_their_own(
+    autojump_clock: MockClock,
+) -> None:
+    """Its renewals are made for somebody else: pending items of ours would wait for ever."""
+    async with open_rig() as rig:
+        customer = rig.call("POST", "/v1/customers", email="own@example.com")["id"]
+        await rig.create("org_1", contract=SMALL, customer_id=customer)
+        rig.subscribe("org_1", rig.make_price("pro", 14_900))
+        await rig.hear()
+        await rig.use("org_1", 120)
+        await rig.advance(32)
+        await settle(rig)
+
+        (item,) = rig.items()
+        assert item["customer"] == customer
+        (own,) = [each for each in rig.fake.objects("invoice") if each["customer"] == customer]
+        assert (own["billing_reason"], own["amount_paid"]) == ("manual", 100)
+        assert only(rig).state is ChargeState.INVOICED
+
+
+async def test_charge_of_a_subscription_that_is_gone_is_pushed_all_the_same(
+    autojump_clock: MockClock,
+) -> None:
+    """Somebody removed a test clock, and all that belonged to it: it has no draft any more."""
+    async with open_rig() as rig:
+        await to_the_boundary(rig)
+        (subscription,) = rig.fake.objects("subscription")
+        for invoice in rig.fake.objects("invoice"):
+            del rig.fake.world.tables["invoice"][invoice["id"]]
+        del rig.fake.world.tables["subscription"][subscription["id"]]
+        await rig.work()
+
+        assert (only(rig).state, only(rig).last_error) == (ChargeState.PUSHED, None)
+
+
 async def test_without_a_customer_a_charge_is_somebody_else_s(autojump_clock: MockClock) -> None:
     """It stays manual; released without a customer it is manual again; voided it is final."""
     async with open_rig() as rig:

@@ -155,8 +155,11 @@ def test_an_unlimited_plan_that_ran_away_is_parked(
 
     unlimited = one_charge(make_bill(cost, is_unlimited=True, earlier_cents=earlier_cents))
     limited = one_charge(make_bill(cost, earlier_cents=earlier_cents))
+    calls = attrs.evolve(cost, resource=Resource.API_CALL)
+    called = one_charge(make_bill(calls, earlier_cents=earlier_cents))
 
     assert unlimited.state is state
+    assert called.state is state, "no plan limits calls, whatever it says of minutes"
     assert limited.state is ChargeState.NEW
 
 

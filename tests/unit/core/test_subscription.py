@@ -43,7 +43,7 @@ def stand(*subscriptions: Subscription) -> Standing:
         (Status.UNPAID, Tier.STARTER, False, True, False),
         (Status.PAUSED, Tier.STARTER, False, True, False),
         (Status.CANCELED, Tier.FREE, False, False, True),
-        (Status.INCOMPLETE_EXPIRED, Tier.FREE, False, False, True),
+        (Status.INCOMPLETE_EXPIRED, None, False, False, False),
         (Status.UNKNOWN, None, False, False, False),
     ],
 )

@@ -81,9 +81,18 @@ ON CONFLICT (organization_id, period_start) DO UPDATE SET
     seq = greatest(m.seq, excluded.seq), charged_at = excluded.charged_at
 
 -- name: due
+-- The cycle of another customer's subscription makes no invoice of this one: it is left out.
 SELECT
-    c, o.stripe_customer_id, o.cycle_subscription_id, o.cycle_months
-FROM overage_charges c JOIN organizations o ON o.id = c.organization_id
+    c, o.stripe_customer_id,
+    CASE WHEN f.is_own THEN o.cycle_subscription_id END AS cycle_subscription_id,
+    CASE WHEN f.is_own THEN o.cycle_months END AS cycle_months
+FROM overage_charges c
+JOIN organizations o ON o.id = c.organization_id
+CROSS JOIN LATERAL (
+    SELECT NOT EXISTS (
+        SELECT 1 FROM unnest(o.billing_alerts) AS a WHERE a LIKE 'other\_customer:%'
+    ) AS is_own
+) AS f
 WHERE c.state IN ('new', 'pushing', 'pushed') AND c.next_attempt_at <= $1
 ORDER BY c.next_attempt_at, c.id
 LIMIT $2
