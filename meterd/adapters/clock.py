@@ -2,8 +2,7 @@
 
 Rule 1: this is the only module that reads the system's wall clock.
 Rule 2: time never goes backwards. It is the wall clock at start plus Trio's monotonic clock,
-slewed towards the system clock while the two are within a minute: forwards soon, backwards so
-slowly that no honest report of running time looks longer than the time that has passed.
+slewed towards the system clock while the two are within a minute.
 Rule 3: a larger difference is a jump. It is reported and not followed until an operator accepts
 it or meterd restarts, because a wrong clock would close periods that can never be reopened.
 
@@ -30,13 +29,6 @@ SLEW_PER_SECOND_MS = 50
 """Milliseconds corrected per second: a minute's difference is gone in 20 minutes.
 
 Below 1,000 by far, so that time keeps running forwards while it is being slowed.
-"""
-
-HOLD_PER_SECOND_MS = 1
-"""Milliseconds per second that time is held back when the system clock is behind ours.
-
-A task that runs 80 minutes meanwhile seems 5 seconds shorter, which the plausibility of its
-reports tolerates; at 50 a task of two minutes would not be believed what it ran.
 """
 
 LOOK_INTERVAL_S = 1.0
@@ -96,8 +88,7 @@ class SystemClock:
         """Follow the system clock across the reported jump; return the milliseconds accepted.
 
         Forwards we step at once. Backwards would repeat time that is on record, so we only run
-        slower (`SLEW_PER_SECOND_MS`) until the clocks meet, and reports of tasks that run
-        meanwhile are clamped to it; a restart is the quicker way.
+        slower (`SLEW_PER_SECOND_MS`) until the clocks meet; a restart is the quicker way.
         """
         at_s = trio.current_time()
         now_ms = self._at(at_s)
@@ -111,8 +102,7 @@ class SystemClock:
 
     def _at(self, at_s: float) -> int:
         elapsed_ms = int((at_s - self._base_s) * 1_000)
-        is_held = self._slew_ms < 0 and not self._is_jump_accepted
-        reach_ms = elapsed_ms * (HOLD_PER_SECOND_MS if is_held else SLEW_PER_SECOND_MS) // 1_000
+        reach_ms = elapsed_ms * SLEW_PER_SECOND_MS // 1_000
         corrected_ms = max(-reach_ms, min(self._slew_ms, reach_ms))
         return max(self._base_ms + elapsed_ms + corrected_ms, self._last_ms)
 
@@ -121,7 +111,7 @@ class SystemClock:
         offset_ms = self._wall_source() - now_ms
         self._rebase(at_s, now_ms)
         if abs(offset_ms) <= SLEW_OFFSET_MS_MAX:
-            self._is_jump_accepted = self._is_jump_accepted and offset_ms < 0
+            self._is_jump_accepted = False
             self._slew_ms = offset_ms
             self._set_jump(0)
         elif self._is_jump_accepted and offset_ms < 0:
