@@ -65,7 +65,7 @@ def mirror_of(
     if sink is None:
         return None
     mirror = Mirror(organizations, sink, encode=encode_quota, jitter=jitter)
-    organizations.on_change = mirror.note
+    organizations.cells.on_change = mirror.note
     return mirror
 
 

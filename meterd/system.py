@@ -21,11 +21,12 @@ import trio
 from typed_settings import Secret
 
 from meterd import notifying, telemetry
+from meterd.actors.cells import ActorPolicy, Decide
 from meterd.actors.connections import ConnectionMeter
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
 from meterd.actors.ledger import FlushPolicy, Ledger
-from meterd.actors.organizations import ActorPolicy, Decide, Organizations
+from meterd.actors.organizations import Organizations
 from meterd.actors.pulse import Pulse
 from meterd.actors.stripe import StripeActor
 from meterd.actors.supervisor import Service
@@ -187,9 +188,9 @@ async def run_meterd(
         connections = ConnectionMeter(organizations, clock=clock, ids=ids)
         services = [
             Service("ledger", ledger.run, clock=clock),
-            Service("activation", organizations.activation.run, clock=clock),
-            Service("timers", organizations.timers.run, clock=clock),
-            Service("janitor", organizations.run_janitor, clock=clock),
+            Service("activation", organizations.cells.activation.run, clock=clock),
+            Service("timers", organizations.cells.timers.run, clock=clock),
+            Service("janitor", organizations.cells.run_janitor, clock=clock),
             Service("keyring", keyring.watch, clock=clock),
             Service("connections", connections.run, clock=clock),
             Service("owner", owner.keep, clock=clock),
@@ -241,7 +242,7 @@ async def run_meterd(
         async with trio.open_nursery() as actors:
             for service in services:
                 actors.start_soon(service.run)
-            await organizations.activate_at_work()
+            await organizations.cells.activate_at_work()
             await _serve(config, web, manager, task_status)
             actors.cancel_scope.cancel()
 
@@ -300,7 +301,7 @@ async def _stop(config: Config, web: WebServices, door: FrontDoor) -> None:
     if web.connections is not None:
         with trio.move_on_after(config.shutdown_requests_ms / SECOND_MS):
             await web.connections.settle()
-    web.organizations.stop()
+    web.organizations.cells.stop()
     ledger = web.organizations.ledger
     with trio.move_on_after(config.shutdown_flush_ms / SECOND_MS):
         await ledger.drained()

@@ -7,7 +7,7 @@ look at every organization in memory) is done before, with a pause after every t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -17,10 +17,11 @@ from meterd.actors.inspection import State
 from meterd.actors.organizations import Organizations
 from meterd.actors.pulse import Pulse
 from meterd.actors.supervisor import Service
+from meterd.actors.tally import Tally
 from meterd.adapters.asyncio_thread import AsyncioThread
 from meterd.adapters.clock import SystemClock
 from meterd.adapters.postgres.pool import Lane, PostgresPools
-from meterd.core.commands import Command, Heartbeat
+from meterd.core.commands import Heartbeat
 from meterd.core.units import SECOND_MS
 from meterd.observe import metrics as names
 from meterd.observe.metrics import Metrics
@@ -55,7 +56,7 @@ class Census:
     async def take(cls, organizations: Organizations) -> Census:
         """Look at every organization; one that comes or goes meanwhile may be missed."""
         census = cls()
-        for count, cell in enumerate(list(organizations.cells())):
+        for count, cell in enumerate(list(organizations.cells)):
             if count % PAUSE_EVERY == 0:
                 await trio.lowlevel.checkpoint()
             phase = (cell.phase.value,)
@@ -76,12 +77,12 @@ def measure_organizations(metrics: Metrics, organizations: Organizations) -> Non
         nonlocal census
         census = await Census.take(organizations)
 
-    activation, timers = organizations.activation, organizations.timers
+    activation, timers = organizations.cells.activation, organizations.cells.timers
     metrics.before_scrape(look)
-    metrics.read(names.DECISIONS, lambda: decisions(organizations))
-    metrics.read(names.HEARTBEATS, lambda: heartbeats(organizations))
-    metrics.read(names.UNBILLED, lambda: organizations.unbilled_ms)
-    metrics.read(names.CRASHES, lambda: organizations.crashes)
+    metrics.read(names.DECISIONS, lambda: decisions(organizations.cells.tally))
+    metrics.read(names.HEARTBEATS, lambda: heartbeats(organizations.cells.tally))
+    metrics.read(names.UNBILLED, lambda: organizations.cells.tally.unbilled_ms)
+    metrics.read(names.CRASHES, lambda: organizations.cells.crashes)
     metrics.read(names.ACTORS, lambda: census.phases)
     metrics.read(names.STRIKES, lambda: census.strikes)
     metrics.read(names.MAILBOX_DEPTH, lambda: census.mailbox_depth)
@@ -89,7 +90,7 @@ def measure_organizations(metrics: Metrics, organizations: Organizations) -> Non
     metrics.read(names.RUNNING_TASKS, lambda: census.running_tasks)
     metrics.read(names.LOADS, lambda: activation.loads)
     metrics.read(names.LOAD_FAILURES, lambda: activation.load_failures)
-    metrics.read(names.PASSIVATED, lambda: organizations.passivated)
+    metrics.read(names.PASSIVATED, lambda: organizations.cells.passivated)
     metrics.read(names.TIMER_LATENESS, lambda: timers.lateness)
     metrics.read(names.TIMERS_ARMED, lambda: len(timers))
 
@@ -190,18 +191,17 @@ def states(
     return {"pulse": lateness, "owner": store}
 
 
-def decisions(organizations: Organizations) -> dict[tuple[str, ...], int]:
+def decisions(tally: Tally) -> dict[tuple[str, ...], int]:
     """Return how often which command had which outcome, in words."""
-    found: dict[tuple[str, ...], int] = {(_words(Heartbeat), "continue"): organizations.beats}
-    for (command, what), count in organizations.decided.items():
+    found: dict[tuple[str, ...], int] = {(_words(Heartbeat), "continue"): tally.beats}
+    for (command, what), count in tally.decided.items():
         found[(_words(command), _outcome(what))] = count
     return found
 
 
-def heartbeats(organizations: Organizations) -> int:
+def heartbeats(tally: Tally) -> int:
     """Return how many heartbeats were decided, whatever came of them."""
-    decided: Iterable[tuple[tuple[type[Command], object], int]] = organizations.decided.items()
-    return organizations.beats + sum(n for (command, _), n in decided if command is Heartbeat)
+    return tally.beats + sum(n for (command, _), n in tally.decided.items() if command is Heartbeat)
 
 
 def connections(pools: PostgresPools) -> dict[tuple[str, ...], int]:

@@ -18,11 +18,12 @@ from quart.testing.utils import sentinel
 from typed_settings import Secret
 from werkzeug.datastructures import Headers
 
+from meterd.actors.cells import ActorPolicy
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
 from meterd.actors.ledger import FlushPolicy, Ledger
 from meterd.actors.live import LiveFeed
-from meterd.actors.organizations import ActorPolicy, Organizations
+from meterd.actors.organizations import Organizations
 from meterd.actors.supervisor import Service
 from meterd.adapters.ids import IdSource
 from meterd.adapters.memory.store import Database, MemoryStore
@@ -220,8 +221,8 @@ async def open_world(
     )
     actors = [
         Service("ledger", ledger.run, clock=clock),
-        Service("activation", organizations.activation.run, clock=clock),
-        Service("timers", organizations.timers.run, clock=clock),
+        Service("activation", organizations.cells.activation.run, clock=clock),
+        Service("timers", organizations.cells.timers.run, clock=clock),
         Service("keyring", keyring.watch, clock=clock),
         Service("live", feed.run, clock=clock),
     ]

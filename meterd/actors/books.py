@@ -293,7 +293,7 @@ class Books:
         """Compare organizations in memory with what is stored, those that are at rest."""
         waiting = [
             cell.organization_id
-            for cell in self.organizations.cells()
+            for cell in self.organizations.cells
             if cell.phase is Phase.READY and cell.state is not None
         ]
         found: list[BookDifference] = []
@@ -320,7 +320,7 @@ class Books:
         self, organization_id: str, stored: StoredCounters | None
     ) -> Sequence[BookDifference] | None:
         """Return what differs, or None when the two are not of the same position."""
-        cell = self.organizations.cell(organization_id)
+        cell = self.organizations.cells.get(organization_id)
         if cell is None or cell.state is None or cell.phase is not Phase.READY:
             return ()
         is_durable = not self.organizations.ledger.waiting(organization_id)

@@ -96,7 +96,7 @@ class Inspector:
         if kind in (None, "service"):
             views.extend(map(self._service, self._services))
         if kind in (None, "organization"):
-            views.extend(map(self._organization, self._organizations.cells()))
+            views.extend(map(self._organization, self._organizations.cells))
         return sorted(views, key=_SORTS[sort])[:limit]
 
     async def sample(self) -> None:
@@ -120,7 +120,7 @@ class Inspector:
     def _take_sample(self) -> None:
         self._sampled_s = trio.current_time()
         self._processed = {
-            cell.organization_id: cell.processed for cell in self._organizations.cells()
+            cell.organization_id: cell.processed for cell in self._organizations.cells
         }
 
     def service(self, name: str) -> Service | None:
@@ -136,7 +136,7 @@ class Inspector:
                 error=letter.error,
                 where=json.loads(letter.detail_json).get("where", ""),
             )
-            for letter in self._organizations.dead_letters
+            for letter in self._organizations.cells.dead_letters
         ]
         failures = [failure for each in self._services for failure in each.failures]
         found = sorted((*letters, *failures), key=lambda each: each.at_ms, reverse=True)
@@ -146,7 +146,7 @@ class Inspector:
         """Return one actor by its address, `organization/<id>` or `service/<name>`."""
         kind, _, name = address.partition("/")
         if kind == "organization":
-            cell = self._organizations.cell(name)
+            cell = self._organizations.cells.get(name)
             return None if cell is None else self._organization(cell)
         named = [service for service in self._services if service.name == name]
         return self._service(named[0]) if kind == "service" and named else None
@@ -212,8 +212,8 @@ class Inspector:
         organizations = self._organizations
         ledger, activation, timers = (
             organizations.ledger,
-            organizations.activation,
-            organizations.timers,
+            organizations.cells.activation,
+            organizations.cells.timers,
         )
         figures: dict[str, dict[str, Any]] = {
             "ledger": {

@@ -137,7 +137,7 @@ class Mirror:
         for count, name in enumerate(names):
             if count % ENCODED_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
-            cell = self._organizations.cell(name)
+            cell = self._organizations.cells.get(name)
             if cell is None or cell.phase is not Phase.READY:
                 continue  # it is noted again when it changes again
             try:
@@ -173,6 +173,6 @@ class Mirror:
             self._note_all()
 
     def _note_all(self) -> None:
-        for cell in self._organizations.cells():
+        for cell in self._organizations.cells:
             if cell.phase is Phase.READY:
                 self._changed[cell.organization_id] = None

@@ -17,6 +17,7 @@ import trio
 
 from meterd.core.commands import Recalled, RecalledPeriod
 from meterd.core.event import EventKey, KnownEvent
+from meterd.core.organization import OrganizationState, forget_events
 from meterd.core.units import SECOND_MS
 from meterd.errors import StoreUnavailableError
 from meterd.ports import LedgerStore
@@ -82,9 +83,11 @@ class Recall:
             if not begun:
                 self._looking.pop(organization_id, None)
 
-    def seen_seq(self, organization_id: str, durable_seq: int) -> int:
-        """Return up to which fact every look-up, under way or to come, sees the events."""
-        return min([durable_seq, *self._looking.get(organization_id, [])])
+    def forget_events(self, state: OrganizationState, durable_seq: int) -> None:
+        """Let go of events that every look-up, under way or to come, finds in the store."""
+        if state.recent_events:
+            looking = self._looking.get(state.organization_id, [])
+            forget_events(state, durable_seq=min([durable_seq, *looking]))
 
     async def _in_time(self, action: str, ask: Callable[[], Awaitable[T]]) -> T:
         try:

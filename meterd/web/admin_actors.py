@@ -158,7 +158,7 @@ async def trace(address: str) -> Response:
         before={"address": address, "traced": before.is_traced},
         after={"address": address, "traced": body.on},
     )
-    bundle.organizations.trace(organization_id, is_on=body.on)
+    bundle.organizations.cells.trace(organization_id, is_on=body.on)
     found = _trace_of(bundle, address)
     if found is not None:
         found.is_pinned = True
@@ -189,7 +189,7 @@ async def _hand(address: str, verb: str, act: Callable[[WebServices, str], None]
 def _restart(bundle: WebServices, address: str) -> None:
     kind, _, name = address.partition("/")
     if kind == "organization":
-        bundle.organizations.restart(name)
+        bundle.organizations.cells.restart(name)
         return
     service = bundle.inspector.service(name)
     assert service is not None, address
@@ -197,11 +197,11 @@ def _restart(bundle: WebServices, address: str) -> None:
 
 
 def _release(bundle: WebServices, address: str) -> None:
-    bundle.organizations.release(_organization_in(address))
+    bundle.organizations.cells.release(_organization_in(address))
 
 
 def _passivate(bundle: WebServices, address: str) -> None:
-    if not bundle.organizations.passivate(_organization_in(address)):
+    if not bundle.organizations.cells.passivate(_organization_in(address)):
         raise ProblemError("actor_busy")
 
 
@@ -221,7 +221,7 @@ def _organization_in(address: str) -> str:
 
 def _trace_of(bundle: WebServices, address: str) -> Trace | None:
     kind, _, name = address.partition("/")
-    cell = bundle.organizations.cell(name) if kind == "organization" else None
+    cell = bundle.organizations.cells.get(name) if kind == "organization" else None
     return None if cell is None else cell.trace
 
 
@@ -272,7 +272,7 @@ async def _show_live(bundle: WebServices, organization_id: str, key_id: str) -> 
     traces: list[Trace] = []
     try:
         while not bundle.keyring.is_revoked(key_id):
-            if not bundle.organizations.trace(organization_id, is_on=True):
+            if not bundle.organizations.cells.trace(organization_id, is_on=True):
                 await websocket.close(CLOSE_GONE, "not in memory")
                 return
             found = _trace_of(bundle, f"organization/{organization_id}")
@@ -296,7 +296,7 @@ async def _show_live(bundle: WebServices, organization_id: str, key_id: str) -> 
             each.watchers -= 1
             current = _trace_of(bundle, f"organization/{organization_id}")
             if current is each and not each.watchers and not each.is_pinned:
-                bundle.organizations.trace(organization_id, is_on=False)
+                bundle.organizations.cells.trace(organization_id, is_on=False)
 
 
 async def _send(entries: Any) -> None:

@@ -42,7 +42,7 @@ async def erase(organization_id: str, user_id: str) -> Response:
     bundle = services()
     store = await _known(bundle, organization_id)
     organizations = bundle.organizations
-    cell = organizations.cell(organization_id)
+    cell = organizations.cells.get(organization_id)
     state = None if cell is None else cell.state
     if state is not None and any(task.info.user_id == user_id for task in state.running.values()):
         raise ProblemError("user_active")
@@ -56,7 +56,7 @@ async def erase(organization_id: str, user_id: str) -> Response:
         after={"user_id": pseudonym},
     )
     records, tasks = await store.erase(organization_id, user_id, pseudonym)
-    organizations.restart(organization_id)  # what is in memory still has the name
+    organizations.cells.restart(organization_id)  # what is in memory still has the name
     return response(json_reply(200, {"pseudonym": pseudonym, "records": records, "tasks": tasks}))
 
 

@@ -22,8 +22,9 @@ import attrs
 import psutil
 import trio
 
+from meterd.actors.cells import ActorPolicy
 from meterd.actors.ledger import FlushPolicy, Ledger
-from meterd.actors.organizations import ActorPolicy, Organizations
+from meterd.actors.organizations import Organizations
 from meterd.adapters.asyncio_thread import open_asyncio_thread
 from meterd.adapters.embedded_postgres import open_embedded_postgres
 from meterd.adapters.ids import IdSource
@@ -192,7 +193,7 @@ async def measure(store: PostgresStore, pools: PostgresPools, count: int, rows: 
     names = [f"org_{number:07}" for number in range(count)]
     found: dict[str, object] = {"organizations": count}
     async with trio.open_nursery() as nursery:
-        for run in (ledger.run, organizations.timers.run, organizations.activation.run):
+        for run in (ledger.run, organizations.cells.timers.run, organizations.cells.activation.run):
             nursery.start_soon(run)
         tasks = await start_tasks(organizations, FIRST)
         sizes = sorted({1, min(1_000, count), count})

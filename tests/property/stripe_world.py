@@ -15,8 +15,9 @@ from urllib.parse import urlencode
 import attrs
 import trio
 
+from meterd.actors.cells import ActorPolicy
 from meterd.actors.ledger import FlushPolicy, Ledger
-from meterd.actors.organizations import ActorPolicy, Organizations
+from meterd.actors.organizations import Organizations
 from meterd.actors.stripe import StripeActor, StripePolicy
 from meterd.adapters.ids import IdSource
 from meterd.adapters.memory.store import Database, MemoryStore
@@ -280,7 +281,7 @@ async def open_meterd(
         policy=StripePolicy(poll_ms=poll_ms),
     )
     # No timers: every message lets time pass first, and months would be slept through in naps.
-    for run in (ledger.run, organizations.activation.run, actor.run):
+    for run in (ledger.run, organizations.cells.activation.run, actor.run):
         nursery.start_soon(run)
     return Meterd(
         clock=clock, database=database, inbox=inbox, organizations=organizations, actor=actor
@@ -317,7 +318,7 @@ async def live_through(
 
 async def standing_of(meterd: Meterd) -> dict[str, object]:
     """Return what an organization's state says of its subscription."""
-    cell = meterd.organizations.cell(ORGANIZATION_ID)
+    cell = meterd.organizations.cells.get(ORGANIZATION_ID)
     assert cell is not None
     assert cell.state is not None
     state, profile = cell.state, cell.state.profile

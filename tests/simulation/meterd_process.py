@@ -12,9 +12,10 @@ from typing import Any, cast
 
 import trio
 
+from meterd.actors.cells import ActorPolicy, Decide
 from meterd.actors.keyring import Principal
 from meterd.actors.ledger import FlushPolicy, Ledger
-from meterd.actors.organizations import ActorPolicy, Decide, Organizations
+from meterd.actors.organizations import Organizations
 from meterd.actors.supervisor import EscalatedError, Service
 from meterd.adapters.clock import SystemClock
 from meterd.adapters.ids import IdSource
@@ -98,9 +99,9 @@ class MeterdProcess:
         organizations = self.organizations
         services = {
             "ledger": self.ledger.run,
-            "activation": organizations.activation.run,
-            "timers": organizations.timers.run,
-            "janitor": organizations.run_janitor,
+            "activation": organizations.cells.activation.run,
+            "timers": organizations.cells.timers.run,
+            "janitor": organizations.cells.run_janitor,
         }
         task_status.started()
         try:
@@ -110,7 +111,7 @@ class MeterdProcess:
                     return
                 for name, run in services.items():
                     nursery.start_soon(Service(name, run, clock=self.clock).run)
-                await organizations.activate_at_work()
+                await organizations.cells.activate_at_work()
                 self.is_accepting = True
                 await trio.sleep_forever()
         except* EXPECTED_ENDS:
@@ -134,7 +135,7 @@ class MeterdProcess:
     async def stop(self, deadline_s: float) -> None:
         """Stop as a signal would: nothing new, flush what is accepted, then end."""
         self.is_accepting = False
-        self.organizations.stop()
+        self.organizations.cells.stop()
         with trio.move_on_after(deadline_s):
             await self.ledger.drained()
         self.die()

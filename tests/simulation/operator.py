@@ -44,9 +44,9 @@ class Operator:
         audited = Audited(actor="key_admin", reason=reason)
         what = chance.whole(0, 9)
         if what == 0:
-            process.organizations.restart(organization_id)
+            process.organizations.cells.restart(organization_id)
         elif what == 1:
-            process.organizations.release(organization_id)
+            process.organizations.cells.release(organization_id)
         elif what in {2, 3}:
             agent_ms = chance.pick(-60_000, -1, 1, 59_999, 90_000, chance.whole(1, 300_000))
             record = self._world.database.organizations[organization_id]
@@ -94,8 +94,8 @@ class Operator:
 
     def release_all(self, process: MeterdProcess) -> None:
         """Forgive every quarantined organization."""
-        for cell in list(process.organizations.cells()):
-            process.organizations.release(cell.organization_id)
+        for cell in list(process.organizations.cells):
+            process.organizations.cells.release(cell.organization_id)
 
     async def make_room(self, organization_id: str) -> None:
         """Leave an organization less than two minutes before its hard limit, and two agents."""

@@ -12,11 +12,11 @@ from typing import Any
 import attrs
 import pytest
 
-from meterd.actors import organizations as organizations_module
+from meterd.actors import cells as cells_module
 from meterd.actors.acknowledgements import Acknowledgements
 from meterd.actors.cell import Phase
+from meterd.actors.cells import Cells
 from meterd.actors.ledger import SEQ_MAX
-from meterd.actors.organizations import Organizations
 from meterd.actors.recall import Recall
 from meterd.adapters.memory.store import MemoryStore, OrganizationRecord
 from meterd.client.session import Session
@@ -71,20 +71,20 @@ def journal_is_not_replayed(patch: pytest.MonkeyPatch) -> None:
         del pending
         return restore(stored, (), **settings)
 
-    patch.setattr(organizations_module, "restore", stored_only)
+    patch.setattr(cells_module, "restore", stored_only)
 
 
 @bug
 def unflushed_organizations_leave_the_memory(patch: pytest.MonkeyPatch) -> None:
     """Passivate by idle time alone."""
 
-    async def tidy(self: Organizations) -> None:
+    async def tidy(self: Cells) -> None:
         for cell in list(self._cells.values()):
             if cell.phase is Phase.READY and cell.mailbox is None:
-                self.ledger._journal.pop(cell.organization_id, None)
+                self._ledger._journal.pop(cell.organization_id, None)
                 del self._cells[cell.organization_id]
 
-    patch.setattr(Organizations, "tidy", tidy)
+    patch.setattr(Cells, "tidy", tidy)
 
 
 @bug
@@ -209,7 +209,7 @@ def burning_time_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
         tasks = tuple(attrs.evolve(task, reported_at_ms=now_ms) for task in stored.tasks)
         return restore(attrs.evolve(stored, tasks=tasks), pending, **settings)
 
-    patch.setattr(organizations_module, "restore", fresh)
+    patch.setattr(cells_module, "restore", fresh)
 
 
 @bug
@@ -269,7 +269,7 @@ def time_is_taken_as_claimed(patch: pytest.MonkeyPatch) -> None:
 @bug
 def timers_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     """Stop nobody until somebody reports."""
-    patch.setattr(Organizations, "_wake", lambda *_: None)
+    patch.setattr(Cells, "_wake", lambda *_: None)
 
 
 @bug
@@ -282,12 +282,12 @@ def terms_do_not_close_what_is_pending(patch: pytest.MonkeyPatch) -> None:
 def a_stopped_process_throws_its_last_facts_away(patch: pytest.MonkeyPatch) -> None:
     """Acknowledge, on a stop, whatever is still waiting."""
 
-    def stop(self: Organizations) -> None:
-        self._is_stopping = True
-        for organization_id in list(self.ledger._journal):
+    def stop(self: Cells) -> None:
+        self.is_stopping = True
+        for organization_id in list(self._ledger._journal):
             self.acknowledgements.on_durable(organization_id, SEQ_MAX)
 
-    patch.setattr(Organizations, "stop", stop)
+    patch.setattr(Cells, "stop", stop)
 
 
 # --- around ---------------------------------------------------------------------------------------

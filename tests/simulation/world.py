@@ -363,7 +363,7 @@ class World:
             if process is None:
                 continue
             timeout_ms = self.weather.task_timeout_ms
-            for cell in process.organizations.cells():
+            for cell in process.organizations.cells:
                 is_at_rest = cell.phase.value == "ready" and cell.mailbox is None
                 if is_at_rest and not process.ledger.waiting(cell.organization_id):
                     self.auditor.compare_live(cell.state, process.clock.now_ms(), timeout_ms)
@@ -391,7 +391,7 @@ class World:
         expect(False, "P6 everything becomes quiet", waiting, self.current)
 
     def _is_at_rest(self, process: MeterdProcess) -> bool:
-        phases = {cell.phase.value for cell in process.organizations.cells()}
+        phases = {cell.phase.value for cell in process.organizations.cells}
         return process.ledger.unflushed == 0 and phases <= {"ready"}
 
     async def _exhaust(self, forever: trio.Nursery) -> None:

@@ -19,9 +19,10 @@ import httpx
 import stripe
 import trio
 
+from meterd.actors.cells import ActorPolicy
 from meterd.actors.charges import ChargePolicy, Charges
 from meterd.actors.ledger import FlushPolicy, Ledger
-from meterd.actors.organizations import ActorPolicy, Organizations
+from meterd.actors.organizations import Organizations
 from meterd.actors.stripe import StripeActor, StripePolicy
 from meterd.adapters.ids import IdSource
 from meterd.adapters.memory.charges import MemoryCharges
@@ -351,7 +352,7 @@ async def open_rig(
     world.on_event.append(lambda event: rig.told.append(json.dumps(event)))
     async with trio.open_nursery() as nursery:
         # No timers: every message lets time pass first, and months would be slept through.
-        for run in (ledger.run, organizations.activation.run, follower.run):
+        for run in (ledger.run, organizations.cells.activation.run, follower.run):
             nursery.start_soon(run)
         yield rig
         nursery.cancel_scope.cancel()

@@ -34,7 +34,7 @@ async def world() -> AsyncIterator[World]:
                 raise ZeroDivisionError(f"planted, with {SECRET}")
             return decide(state, command, now_ms)
 
-        world.services.organizations._decide = decide_badly
+        world.services.organizations.cells._decide = decide_badly
         yield world
 
 

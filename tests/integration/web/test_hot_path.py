@@ -168,7 +168,7 @@ async def test_an_organization_not_in_memory_is_loaded_and_the_connection_stays_
             for _ in range(3):
                 answer = await client.get(url, headers={"authorization": f"Bearer {key}"})
                 assert answer.status_code == 200
-        assert second.services.organizations.activation.loads == 1
+        assert second.services.organizations.cells.activation.loads == 1
 
 
 async def test_while_the_store_is_away_checks_go_on_and_heartbeats_get_503(world: World) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import attrs
 import trio
 
+from meterd.actors.cells import ActorPolicy
 from meterd.actors.ledger import FlushPolicy, Ledger
-from meterd.actors.organizations import ActorPolicy, Organizations
+from meterd.actors.organizations import Organizations
 from meterd.adapters.clock import SystemClock
 from meterd.adapters.ids import IdSource
 from meterd.adapters.memory.store import Database, MemoryStore
@@ -151,7 +152,7 @@ class Kernel:
 
     def cell(self, organization_id: str = "org_1") -> Any:
         """Return a cell that is in memory."""
-        cell = self.organizations.cell(organization_id)
+        cell = self.organizations.cells.get(organization_id)
         assert cell is not None, organization_id
         return cell
 
@@ -234,8 +235,8 @@ async def running_kernel(
     async with trio.open_nursery() as nursery:
         if is_flushing:
             nursery.start_soon(ledger.run)
-        nursery.start_soon(organizations.activation.run)
-        nursery.start_soon(organizations.timers.run)
-        nursery.start_soon(organizations.run_janitor)
+        nursery.start_soon(organizations.cells.activation.run)
+        nursery.start_soon(organizations.cells.timers.run)
+        nursery.start_soon(organizations.cells.run_janitor)
         yield kernel
         nursery.cancel_scope.cancel()

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-import meterd.actors.organizations as organizations_module
+import meterd.actors.cells as cells_module
 from meterd.actors.cell import Phase
 from meterd.actors.ledger import FlushPolicy
 from meterd.core.commands import Beats, Command, Decision, Heartbeat, Heartbeats
@@ -70,7 +70,7 @@ async def test_time_passes_first(autojump_clock: MockClock) -> None:
     """A task that was silent for too long is lost before its report is looked at."""
     async with running_kernel() as kernel:
         await ready(kernel, "task_1")
-        kernel.organizations.timers.set = lambda *_: None  # type: ignore[method-assign]  # nobody is woken
+        kernel.organizations.cells.timers.set = lambda *_: None  # type: ignore[method-assign]  # nobody is woken
         kernel.cell().timer_ms = 0
         await trio.sleep(70)
 
@@ -101,18 +101,18 @@ async def test_a_crash_while_deciding_together_strikes_only_who_causes_it(
 
     async with running_kernel() as kernel:
         await ready(kernel, "task_1")
-        kernel.organizations._decide = decide_unless_13
+        kernel.organizations.cells._decide = decide_unless_13
         reports = [Heartbeat("task_1", 1), Heartbeat("task_1", 13), Heartbeat("task_1", 20)]
 
         assert taken(kernel, *reports) == 0
-        assert kernel.organizations.crashes == 0
+        assert kernel.organizations.cells.crashes == 0
 
         kernel.organizations.ask_nowait("org_1", reports[0])
         with pytest.raises(ActorCrashedError):
             kernel.organizations.ask_nowait("org_1", reports[1])
         answer = await kernel.organizations.ask("org_1", reports[2])
         await kernel.organizations.durable("org_1", answer.seq)
-        assert kernel.organizations.crashes == 1
+        assert kernel.organizations.cells.crashes == 1
         assert kernel.stored_used_ms() == 20
 
 
@@ -124,15 +124,15 @@ async def test_a_crash_while_taking_effect_is_a_strike_for_the_frame(
         await ready(kernel, "task_1")
 
         def broken(state: OrganizationState, decision: Decision) -> None:
-            monkeypatch.setattr(organizations_module, "commit", commit)
+            monkeypatch.setattr(cells_module, "commit", commit)
             state.seq += 1
             raise AssertionError("a bug")
 
-        monkeypatch.setattr(organizations_module, "commit", broken)
+        monkeypatch.setattr(cells_module, "commit", broken)
         with pytest.raises(ActorCrashedError):
             kernel.organizations.beat_nowait("org_1", [Heartbeat("task_1", 5)])
         await kernel.organizations.ask("org_1", Heartbeat("task_1", 9))
         await kernel.settle()
 
-        assert kernel.organizations.crashes == 1
+        assert kernel.organizations.cells.crashes == 1
         assert kernel.stored_used_ms() == 9

@@ -71,7 +71,7 @@ async def test_an_answer_that_is_older_than_a_commit_lets_nothing_count_twice(
         assert statuses.count(EventStatus.ACCEPTED) == 10
         assert set(statuses) == {EventStatus.ACCEPTED, EventStatus.DUPLICATE}
         assert len(world.store.database.organizations["org_1"].rows) == 10
-        cell = world.services.organizations.cell("org_1")
+        cell = world.services.organizations.cells.get("org_1")
         assert cell is not None
         assert cell.state is not None
         assert not cell.state.recent_events, "what is durable has left the memory"

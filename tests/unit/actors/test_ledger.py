@@ -10,8 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from meterd.actors.cells import ActorPolicy
 from meterd.actors.ledger import FlushPolicy
-from meterd.actors.organizations import ActorPolicy
 from meterd.core.commands import Audited, ChangeOrganization, Denied, Heartbeat, Started
 from meterd.core.plan import Contract
 from meterd.errors import (
@@ -229,7 +229,7 @@ async def test_a_crash_right_after_a_rejection_keeps_what_was_accepted_since(
         kernel.store.held["flush"] = gate = trio.Event()
         await kernel.start("task_1")
 
-        kernel.organizations.restart("org_1")
+        kernel.organizations.cells.restart("org_1")
         view = await kernel.organizations.view("org_1")
 
         assert view.agents_active == 1
@@ -246,7 +246,7 @@ async def test_an_organization_that_left_memory_after_a_rejection_is_acknowledge
     async with running_kernel(policy=policy) as kernel:
         bad = await make_hole(kernel)
         await trio.sleep(10)
-        assert kernel.organizations.cell("org_1") is None
+        assert kernel.organizations.cells.get("org_1") is None
 
         good = await kernel.start("task_1")
 

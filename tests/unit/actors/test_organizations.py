@@ -12,8 +12,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from meterd.actors.cell import Phase
+from meterd.actors.cells import ActorPolicy
 from meterd.actors.ledger import FlushPolicy
-from meterd.actors.organizations import ActorPolicy
 from meterd.core.commands import (
     Adjust,
     Adjusted,
@@ -159,7 +159,7 @@ async def test_an_unknown_organization_is_said_to_be_unknown(autojump_clock: Moc
         with pytest.raises(OrganizationUnknownError):
             await kernel.organizations.view("org_none")
 
-        assert kernel.organizations.cell("org_none") is None
+        assert kernel.organizations.cells.get("org_none") is None
 
 
 async def test_a_full_mailbox_refuses_and_makes_room_from_who_gave_up(
@@ -210,7 +210,7 @@ async def test_an_absent_store_is_nobodys_strike(autojump_clock: MockClock) -> N
 
         assert isinstance(answer.outcome, Started)
         assert kernel.cell().strikes_ms == ()
-        assert kernel.organizations.activation.load_failures == 5
+        assert kernel.organizations.cells.activation.load_failures == 5
         assert kernel.cell().load_tries == 0
 
 
@@ -242,7 +242,7 @@ async def test_a_crash_loses_nothing_that_was_accepted(autojump_clock: MockClock
         assert kernel.stored_used_ms() == 0  # not flushed yet
         assert view.used_ms == 9_000
         assert kernel.cell().restarts == 1
-        [letter] = kernel.organizations.dead_letters
+        [letter] = kernel.organizations.cells.dead_letters
         assert letter.address == "organization/org_1"
         assert "poison" in letter.error
 
@@ -305,16 +305,16 @@ async def test_an_operator_releases_a_quarantined_organization_and_restarts_a_re
         for _ in range(3):
             await crash(kernel)
 
-        assert kernel.organizations.release("org_1")
+        assert kernel.organizations.cells.release("org_1")
         view = await kernel.organizations.view("org_1")
         assert view.agents_active == 1
         assert kernel.cell().strikes_ms == ()
 
-        assert kernel.organizations.restart("org_1")
+        assert kernel.organizations.cells.restart("org_1")
         assert kernel.cell().phase is Phase.LOADING
         assert (await kernel.organizations.view("org_1")).agents_active == 1
-        assert not kernel.organizations.release("org_unknown")
-        assert not kernel.organizations.restart("org_unknown")
+        assert not kernel.organizations.cells.release("org_unknown")
+        assert not kernel.organizations.cells.restart("org_unknown")
 
 
 async def test_the_others_never_notice(autojump_clock: MockClock) -> None:
@@ -335,7 +335,7 @@ async def test_the_others_never_notice(autojump_clock: MockClock) -> None:
         ]
 
         assert all(answer is not None and isinstance(answer.outcome, Started) for answer in answers)
-        phases = {cell.organization_id: cell.phase for cell in kernel.organizations.cells()}
+        phases = {cell.organization_id: cell.phase for cell in kernel.organizations.cells}
         assert phases.pop("org_7") is Phase.QUARANTINED
         assert set(phases.values()) == {Phase.READY}
 
@@ -428,15 +428,15 @@ async def test_only_idle_and_durable_organizations_leave_the_memory(
         await kernel.organizations.ask("org_1", finish)
 
         await trio.sleep(30)
-        assert kernel.organizations.cell("org_2") is None
-        assert kernel.organizations.cell("org_1") is not None
+        assert kernel.organizations.cells.get("org_2") is None
+        assert kernel.organizations.cells.get("org_1") is not None
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(kernel.ledger.run)
             await trio.sleep(30)
             nursery.cancel_scope.cancel()
-        assert kernel.organizations.cell("org_1") is None
-        assert kernel.organizations.passivated == 2
+        assert kernel.organizations.cells.get("org_1") is None
+        assert kernel.organizations.cells.passivated == 2
         again = await kernel.organizations.ask("org_1", finish)
         assert isinstance(again.outcome, Finished)
 
@@ -459,7 +459,7 @@ async def test_what_the_store_said_is_not_used_after_a_reload(autojump_clock: Mo
             finish = FinishTask(task_id="task_1", elapsed_ms=0, outcome=TaskOutcome.SUCCEEDED)
             await kernel.organizations.ask("org_1", finish)
             await trio.sleep(10)
-            assert kernel.organizations.cell("org_1") is None
+            assert kernel.organizations.cells.get("org_1") is None
             await kernel.organizations.view("org_1")
             gate.set()
 
@@ -538,7 +538,7 @@ async def test_running_tasks_are_timed_from_the_start_of_a_new_process(
         database = kernel.database
     await trio.sleep(3_600)
     async with running_kernel(database=database) as kernel:
-        await kernel.organizations.activate_at_work()
+        await kernel.organizations.cells.activate_at_work()
         assert set(kernel.cell().state.running) == {"task_1"}
 
         await trio.sleep(59)
@@ -556,7 +556,7 @@ async def test_stopping_refuses_new_work_and_whoever_waits(autojump_clock: MockC
         async with trio.open_nursery() as nursery:
             nursery.start_soon(expect_shutting_down, kernel, "org_2")
             await wait_all_tasks_blocked()
-            kernel.organizations.stop()
+            kernel.organizations.cells.stop()
         await expect_shutting_down(kernel, "org_1")
 
 
@@ -574,11 +574,11 @@ async def test_a_trace_is_kept_when_an_operator_has_switched_it_on(
         await kernel.start()
         assert kernel.cell().trace is None
 
-        assert kernel.organizations.trace("org_1", is_on=True)
+        assert kernel.organizations.cells.trace("org_1", is_on=True)
         for elapsed_ms in (1, 2, 3):
             await kernel.organizations.ask("org_1", Heartbeat("task_1", elapsed_ms))
         entries = kernel.cell().trace.entries
-        assert kernel.organizations.trace("org_1", is_on=False)
+        assert kernel.organizations.cells.trace("org_1", is_on=False)
 
         assert [entry.number for entry in entries] == [1, 2, 3]
         assert "elapsed_ms=3" in entries[-1].message
