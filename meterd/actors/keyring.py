@@ -163,6 +163,8 @@ class KeyRing:
         self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
         self._on_revoked: dict[str, list[Callable[[], None]]] = {}
         self._watched_from_ms = clock.now_ms()
+        self.departures = 0
+        """Keys that have left memory, revoked or not: who remembers one asks again after that."""
         self.sessions: SessionTokens | None = None
         """Who verifies session tokens; `None`: nobody signs in."""
         self.failing_since_ms: int | None = None
@@ -267,6 +269,7 @@ class KeyRing:
         if len(self._known) > KNOWN_MAX:
             _, oldest = self._known.popitem(last=False)
             del self._digests[oldest.key_id]
+            self.departures += 1
         return principal
 
     # --- administration ---------------------------------------------------------------------
@@ -379,6 +382,7 @@ class KeyRing:
             digest = self._digests.pop(key_id, None)
             if digest is not None:
                 del self._known[digest]
+                self.departures += 1
             for callback in tuple(self._on_revoked.pop(key_id, ())):
                 callback()
         self._revoked |= frozenset(key_ids)

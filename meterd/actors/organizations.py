@@ -19,6 +19,7 @@ from meterd.actors.acknowledgements import Listener
 from meterd.actors.cell import Answer
 from meterd.actors.cells import ActorPolicy, Cells, Decide
 from meterd.actors.ledger import Ledger
+from meterd.actors.standing import Standing
 from meterd.core.commands import (
     Adjust,
     Command,
@@ -149,6 +150,18 @@ class Organizations:
             return self.view_nowait(organization_id, agent_id)
         cell.touched_ms = now_ms
         return view(cell.state, now_ms, agent_id)
+
+    def standing_nowait(self, organization_id: str, agent_id: str | None = None) -> Standing | None:
+        """Return the quota object and how long it stands, or None as `view_nowait`."""
+        seen = self.view_nowait(organization_id, agent_id)
+        cell = self.cells.get(organization_id)
+        return None if seen is None or cell is None else Standing.of(cell, seen)
+
+    def moved_nowait(self, standing: Standing, now_ms: int) -> int | None:
+        """Return the projected use now if nothing but time has moved since, else None."""
+        if self.cells.ready(standing.organization_id) is not standing.cell:
+            return None
+        return standing.projected_ms(now_ms)
 
     async def view(self, organization_id: str, agent_id: str | None = None) -> QuotaView:
         """Return the quota object, activating the organization if need be; errors as `ask`."""

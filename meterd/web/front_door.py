@@ -27,6 +27,7 @@ from meterd.web.front.counters import DoorCounters
 from meterd.web.front.handover import AsgiApp, HttpServer
 from meterd.web.front.head import Refused
 from meterd.web.front.hot import HotPath
+from meterd.web.front.lane import Lane
 from meterd.web.front.limits import FrontDoorLimits
 from meterd.web.stream_transport import StreamGate
 
@@ -98,6 +99,7 @@ class FrontDoor:
             new_request_id=new_request_id,
             hot_path=hot_path,
             gate=stream_gate,
+            lane=Lane(self.counters, idle_timeout_ms=self.limits.idle_timeout_ms),
         )
         self._connections: set[Connection] = set()
         self._refusing = 0
@@ -120,6 +122,7 @@ class FrontDoor:
             await self._http.start(application)
             async with trio.open_nursery() as sweeping:
                 sweeping.start_soon(self._sweep_forever)
+                sweeping.start_soon(self._services.lane.run)
                 await self._serve_connections(listeners, task_status)
                 sweeping.cancel_scope.cancel()
             await self._http.stop()

@@ -91,6 +91,9 @@ class Connection:
         """Write everything; BrokenResourceError or ClosedResourceError when the peer is gone."""
         if self._is_closed:
             raise trio.ClosedResourceError
+        if not data:  # h11's end of a message: must not collide with the half-close after it
+            await trio.lowlevel.checkpoint()
+            return
         self._write_progress_at = trio.current_time()
         try:
             if len(data) <= WRITE_BYTES:

@@ -4,11 +4,12 @@ Rule 1: a request is looked at by the hot path first; what it does not recognise
 then belongs to the agent stream or to Hypercorn, and with it the rest of the connection.
 Rule 2: answers to pipelined requests go out in one write and in the order of the requests.
 Rule 3: every wait for the peer has a deadline, which the door's sweeper enforces.
+Rule 4: what a connection asks again, byte for byte, may be answered without looking at it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from math import inf
 
 import attrs
@@ -20,7 +21,8 @@ from meterd.web.front.connection import Connection
 from meterd.web.front.counters import DoorCounters
 from meterd.web.front.handover import HttpServer
 from meterd.web.front.head import Head, Refused, inspect_beginning, inspect_head
-from meterd.web.front.hot import HotHead, HotPath, HotRequest, recognise
+from meterd.web.front.hot import Again, HotHead, HotPath, HotRequest, Repeatable, recognise
+from meterd.web.front.lane import Lane
 from meterd.web.front.limits import FrontDoorLimits
 from meterd.web.front.wire import refusal
 from meterd.web.stream_transport import CLOSE_TOO_MANY_CONNECTIONS, StreamClose, StreamGate
@@ -46,6 +48,7 @@ class Services:
     new_request_id: Callable[[], str]
     hot_path: HotPath | None
     gate: StreamGate | None
+    lane: Lane
     streams: dict[Connection, AgentStream] = attrs.field(factory=dict)
     is_draining: bool = False
 
@@ -58,7 +61,15 @@ class Services:
 class Conversation:
     """Serves one connection from its first byte to its last."""
 
-    __slots__ = ("_answers", "_connection", "_has_served", "_last_head", "_last_hot", "_services")
+    __slots__ = (
+        "_again",
+        "_answers",
+        "_connection",
+        "_has_served",
+        "_last_head",
+        "_last_hot",
+        "_services",
+    )
 
     def __init__(self, connection: Connection, services: Services) -> None:
         self._connection = connection
@@ -67,6 +78,7 @@ class Conversation:
         self._has_served = False
         self._last_head = b""
         self._last_hot: HotHead | None = None
+        self._again: Again | None = None
 
     async def run(self) -> None:
         """Answer requests until the peer leaves or someone else takes the connection over."""
@@ -112,7 +124,7 @@ class Conversation:
             return None
         if head != self._last_head:
             limits = self._services.limits
-            self._last_head = head
+            self._last_head, self._again = head, None
             self._last_hot = recognise(
                 head,
                 head_bytes_max=limits.head_bytes_max,
@@ -136,15 +148,41 @@ class Conversation:
             if self._has_served:
                 connection.deadline = trio.current_time() + services.limits.idle_timeout_ms / 1000
         was_idle = connection.is_idle
-        if not await connection.receive_more():
+        if not await self._receive_more():
             return False
         connection.is_idle = False
         if was_idle and self._has_served:
             connection.deadline = trio.current_time() + services.limits.head_timeout_ms / 1000
         return True
 
+    async def _receive_more(self) -> bool:
+        """Read on; meanwhile the lane answers what is asked again."""
+        connection, again = self._connection, self._again
+        if again is None or connection.unread or connection.is_tls:
+            return await connection.receive_more()
+        connection.last_words = self._services.server_error
+        more = await self._services.lane.ride(connection, self._last_head, again)
+        connection.last_words = None
+        return more
+
     async def _answer_hot(self, hot: HotHead, head_size: int) -> bool:
         """Answer one hot request; False when the hot path leaves it to an application."""
+        connection, services = self._connection, self._services
+        # Should anything raise, the guard of the connection sends these before it closes.
+        connection.last_words = services.server_error
+        answer = None if self._again is None else self._again()
+        if answer is None:
+            answer = await self._ask_hot_path(hot, head_size)
+        connection.last_words = None
+        if answer is None:
+            return False
+        del connection.unread[: head_size + hot.content_length]
+        self._answers.append(answer)
+        self._has_served = True
+        services.counters.hot_answers += 1
+        return True
+
+    async def _ask_hot_path(self, hot: HotHead, head_size: int) -> bytes | None:
         connection, services = self._connection, self._services
         size = head_size + hot.content_length
         if len(connection.unread) < size:
@@ -165,21 +203,16 @@ class Conversation:
             body=bytes(connection.unread[head_size:size]),
             client_address=services.proxies.client_of(connection.peer.host, hot.forwarded_for),
         )
-        # Should this raise, the guard of the connection sends these before it closes.
-        connection.last_words = services.server_error
         answer = services.hot_path(request)
-        if answer is not None and not isinstance(answer, bytes):
+        if isinstance(answer, Awaitable):
             connection.deadline = inf
             await self._send_answers()
             answer = await answer
-        connection.last_words = None
-        if answer is None:
-            return False
-        del connection.unread[:size]
-        self._answers.append(answer)
-        self._has_served = True
-        services.counters.hot_answers += 1
-        return True
+        if isinstance(answer, Repeatable):
+            assert hot.content_length == 0, "the lane takes a head for the whole request"
+            self._again = answer.again
+            return answer.answer
+        return answer
 
     async def _send_answers(self) -> None:
         if self._answers:

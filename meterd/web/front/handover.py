@@ -156,7 +156,6 @@ class _Http11(H11Protocol):
             )
         await super()._create_stream(request)
 
-
     async def stream_send(self, event: StreamEvent) -> None:
         """Say that the connection closes when an answer does not wait for the request's body.
 

@@ -5,7 +5,8 @@ it goes to Hypercorn with its bytes given back, so there is one behaviour and on
 Rule 2: a head that is hot would pass `inspect_head` too (a property test holds this).
 Rule 3: parsing is httptools' (llhttp, strict); this file only decides what it means.
 
-Agents send the same head again and again, so each connection remembers the last one it parsed.
+Agents send the same head again and again, so each connection remembers the last one it parsed,
+and the hot path may say how to answer it again (`Repeatable`).
 """
 
 from __future__ import annotations
@@ -44,7 +45,19 @@ class HotRequest:
     client_address: str
 
 
-HotAnswer = bytes | None
+Again = Callable[[], bytes | None]
+"""Answers the same request once more, at once; None when it must be asked like a new one."""
+
+
+@attrs.frozen
+class Repeatable:
+    """A whole HTTP response, and what answers the very same bytes when they come again."""
+
+    answer: bytes
+    again: Again
+
+
+HotAnswer = bytes | Repeatable | None
 """A whole HTTP response (see `wire.http_response`), or None: an application shall answer."""
 
 HotPath = Callable[[HotRequest], HotAnswer | Awaitable[HotAnswer]]

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from websockets.exceptions import ConnectionClosedError
 from websockets.trio.client import connect
 
+from meterd.web.front.connection import Connection, Endpoint
 from meterd.web.front_door import FrontDoorLimits, TrustedProxies
 from tests.integration.front.doors import open_door, read_to_end, read_until
 
@@ -311,3 +313,18 @@ async def test_the_door_serves_tls_and_says_only_http_1_1(tmp_path: Path) -> Non
         assert answer.endswith(b"hello")
         assert b"hello" not in plain
         assert running.door.counters.crashed == 0
+
+
+async def test_a_write_of_nothing_collides_with_nobody() -> None:
+    """That is how an answer ends for h11, and the client may have left, or be left, by then."""
+    left, right = trio.socket.socketpair()
+    here = Endpoint(host="127.0.0.1", port=1)
+    connection = Connection(trio.SocketStream(left), peer=here, local=here)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.send_all, b"x" * 10_000_000)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            await connection.send_all(b"")
+        nursery.cancel_scope.cancel()
+    connection.drop()
+    right.close()
