@@ -81,12 +81,12 @@ async def test_an_organization_that_left_memory_is_read_again() -> None:
     """What happens to it then must not be missed by who remembers how it was."""
     async with open_world() as world:
         await world.add()
-        organizations = world.services.organizations
+        cells = world.services.organizations.cells
         async with asking(world, await world.key("read")) as client:
-            assert organizations.passivate("org_1")
+            assert cells.passivate("org_1")
 
             assert (await client.get("/v1/quota/check")).status_code == 200
-            assert organizations.activation.loads == 2
+            assert cells.activation.loads == 2
 
 
 def check(key: str, agent_id: str | None = None) -> HotRequest:
