@@ -176,7 +176,7 @@ class Cells:
         """
         result = attempt(self._decide_now, cell, command, decision)
         if isinstance(result, Crash):
-            self._strike(cell, command, result.error)
+            self._crashed(cell, command, result.error)
             message = f"organization/{cell.organization_id} failed on {type(command).__name__}"
             raise ActorCrashedError(message) from result.error
         return result
@@ -238,26 +238,30 @@ class Cells:
 
     # --- supervision ------------------------------------------------------------------------
 
-    def _strike(self, cell: Cell, command: Command, error: Exception) -> None:
-        """Forget the live state: what is stored plus the journal is the truth."""
-        now_ms = self._clock.now_ms()
-        policy = self._policy.strikes
-        self.crashes += 1
+    def _crashed(self, cell: Cell, command: Command, error: Exception) -> None:
+        """Keep the message that raised for a person to read, and strike its organization."""
         cell.last_error = f"{type(error).__name__}: {error} (on {type(command).__name__})"
-        strikes = recent(cell.strikes_ms, now_ms=now_ms, window_ms=policy.window_ms)
-        cell.strikes_ms = (*strikes, now_ms)
-        address = f"organization/{cell.organization_id}"
-        log.error("actor_crashed", address=address, strikes=len(cell.strikes_ms), exc_info=error)
         letter = DeadLetter(
             id=self._ids.new("dead"),
-            at_ms=now_ms,
-            address=address,
+            at_ms=self._clock.now_ms(),
+            address=f"organization/{cell.organization_id}",
             kind="message",
             error=cell.last_error,
             detail_json=json.dumps({"command": type(command).__name__, "where": where_in(error)}),
         )
         self.dead_letters.append(letter)
         self._ledger.bury(letter)
+        self._strike(cell, error)
+
+    def _strike(self, cell: Cell, error: Exception) -> None:
+        """Forget the live state: what is stored plus the journal is the truth."""
+        now_ms = self._clock.now_ms()
+        policy = self._policy.strikes
+        self.crashes += 1
+        strikes = recent(cell.strikes_ms, now_ms=now_ms, window_ms=policy.window_ms)
+        cell.strikes_ms = (*strikes, now_ms)
+        address = f"organization/{cell.organization_id}"
+        log.error("actor_crashed", address=address, strikes=len(cell.strikes_ms), exc_info=error)
         self._reload(cell)
         if cell.is_on_probation or is_out(policy, cell.strikes_ms, now_ms):
             self._quarantine(cell, now_ms)
@@ -278,10 +282,11 @@ class Cells:
             letter.reply.fail(QuarantinedError(address, retry_after_ms=policy.quarantine_ms))
 
     def _rejected(self, organization_id: str, error: Exception) -> None:
-        """Start an organization again from what the store has: its facts were refused."""
+        """Start an organization again from what the store has: its facts are dead letters."""
         cell = self._cells.get(organization_id)
         if cell is not None and cell.phase is Phase.READY:
-            self._strike(cell, Tick(), error)
+            cell.last_error = str(error)
+            self._strike(cell, error)
 
     def release(self, organization_id: str) -> bool:
         """Forgive a quarantined organization at once; False when it is not in memory."""
@@ -352,7 +357,7 @@ class Cells:
             return
         restored = attempt(self._restore, stored)
         if isinstance(restored, Crash):
-            self._strike(cell, Tick(), restored.error)
+            self._crashed(cell, Tick(), restored.error)
             return
         cell.state, cell.phase, cell.load_tries = restored, Phase.READY, 0
         cell.loaded_ms = self._clock.now_ms()
@@ -362,7 +367,7 @@ class Cells:
         """Count what is stored and makes no sense as a strike: only a person can mend it."""
         cell = self._cells.get(organization_id)
         if cell is not None and cell.phase in (Phase.LOADING, Phase.BACKING_OFF):
-            self._strike(cell, Tick(), error)
+            self._crashed(cell, Tick(), error)
 
     def _restore(self, stored: StoredOrganization) -> OrganizationState:
         organization_id = stored.organization_id
