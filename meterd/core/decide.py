@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import islice, takewhile
 from typing import assert_never
 
 import attrs
@@ -127,10 +128,13 @@ def _tick(state: OrganizationState, now_ms: int) -> Decision:
 
 def _lose_silent_tasks(draft: Draft) -> None:
     state, now_ms = draft.state, draft.now_ms
-    for task in list(draft.running()):  # longest silent first
+
+    def is_silent(task: Task) -> bool:
         heard_ms = max(task.reported_at_ms, state.serving_since_ms)
-        if now_ms < heard_ms + state.rules.task_timeout_ms:
-            break
+        return now_ms >= heard_ms + state.rules.task_timeout_ms
+
+    # Longest silent first: a thousand others cost nothing when one is lost.
+    for task in list(takewhile(is_silent, draft.running())):
         task_id = task.info.task_id
         draft.record(task_id)
         draft.put(attrs.evolve(draft.task(task_id), state=TaskState.LOST, ended_at_ms=now_ms))
@@ -154,12 +158,15 @@ def _is_lost_at_zero(task: Task) -> bool:
 def _report_lost_at_zero(draft: Draft, tasks: list[Task]) -> None:
     """More than three tasks an hour that never reported: an agent may be hiding its time."""
     since_ms = draft.now_ms - LOST_AT_ZERO_WINDOW_MS
-    earlier = [
+    latest = (draft.state.ended[task_id] for task_id in reversed(draft.state.lost))
+    earlier = (
         task
-        for task in draft.state.ended.values()
-        if _is_lost_at_zero(task) and (task.ended_at_ms or 0) > since_ms
-    ]
-    before, count = len(earlier), len(earlier) + len(tasks)
+        for task in takewhile(lambda task: (task.ended_at_ms or 0) > since_ms, latest)
+        if _is_lost_at_zero(task)
+    )
+    # Told is told: beyond the bound, how many more there were does not matter.
+    before = len(list(islice(earlier, LOST_AT_ZERO_MAX + 1)))
+    count = before + len(tasks)
     if before <= LOST_AT_ZERO_MAX < count:
         detail = {"lost_at_zero": count, "agent_ids": sorted({t.info.agent_id for t in tasks})[:20]}
         draft.find("tasks_lost_at_zero", _json(detail))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, Iterator
 
 import attrs
 import pytest
@@ -33,7 +33,7 @@ from meterd.core.commands import (
 from meterd.core.organization import DenialReason, Hold, OrganizationState
 from meterd.core.plan import Contract, Tier
 from meterd.core.slowing import STEADY
-from meterd.core.task import Plausibility, TaskOutcome, TaskState
+from meterd.core.task import Plausibility, Task, TaskOutcome, TaskState
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 from tests.organizations import (
     APRIL_MS,
@@ -248,6 +248,35 @@ def test_tasks_are_lost_on_time_whoever_got_a_row_meanwhile() -> None:
     drive(state, Tick(), NOON_MS + 70_000)
 
     assert (list(state.lost), list(state.running)) == (["task_1"], ["task_2"])
+
+
+class Watched(dict[str, Task]):
+    """Running tasks that count how many of them are looked at."""
+
+    looked_at = 0
+
+    def items(self) -> ItemsView[str, Task]:
+        """Return pairs that count themselves."""
+        watched = self
+
+        class Pairs(ItemsView[str, Task]):
+            def __iter__(self) -> Iterator[tuple[str, Task]]:
+                for pair in dict.items(watched):
+                    watched.looked_at += 1
+                    yield pair
+
+        return Pairs(self)
+
+
+def test_losing_one_task_looks_at_no_more_than_one_other() -> None:
+    """When an agent host with thousands of tasks dies, each loss must not cost all of them."""
+    state = make_state(contract=Contract(agents=None), plan=Tier.ENTERPRISE)
+    for number in range(50):
+        start(state, f"task_{number}", f"agent_{number}", now_ms=NOON_MS + number)
+    state.running = running = Watched(state.running)
+    drive(state, Tick(), NOON_MS + MINUTE_MS)
+
+    assert (list(state.lost), running.looked_at) == (["task_0"], 2)
 
 
 def test_a_lost_task_that_reports_is_metered_and_resumed() -> None:
