@@ -89,7 +89,7 @@ SCRIPT: tuple[tuple[int, Mishap], ...] = (
     (14, Step(20_000)),  # slewed
     (16, Partition(seconds=170)),  # every task is lost meanwhile, and comes again
     (20, StoreAway(seconds=45)),
-    (22, Step(-45_000)),  # held back, so slowly that no report seems implausible
+    (22, Step(-45_000)),  # time is held back, and no honest report with it
     (23, Step(45_000)),  # put right before the restart, which would believe the clock
     (24, Kill(away_s=70)),  # away while the month ends
     (28, Step(3_600_000)),  # a jump: reported, not followed
