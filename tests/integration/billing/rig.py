@@ -30,7 +30,7 @@ from meterd.adapters.memory.store import Database, MemoryStore
 from meterd.adapters.memory.stripe import MemoryStripe
 from meterd.adapters.stripe.billing import StripeBilling
 from meterd.adapters.stripe.client import StripePayments
-from meterd.core.commands import Adjust, Adjusted, Audited
+from meterd.core.commands import Adjust, Adjusted, Audited, ChangeOrganization, Done
 from meterd.core.decide import decide
 from meterd.core.organization import Profile, Rules
 from meterd.core.period import calendar_period
@@ -214,6 +214,13 @@ class Rig:
         answer = await self.organizations.ask(organization_id, command)
         await self.organizations.durable(organization_id, answer.seq)
         return isinstance(answer.outcome, Adjusted)
+
+    async def set_plan(self, organization_id: str, plan: Tier) -> None:
+        """Let an operator change an organization's plan."""
+        command = ChangeOrganization(audited=AUDITED, plan=plan)
+        answer = await self.organizations.ask(organization_id, command)
+        assert answer.outcome == Done()
+        await self.organizations.durable(organization_id, answer.seq)
 
     async def hear(self) -> None:
         """Let Stripe deliver its events, and the inbox be worked off."""
