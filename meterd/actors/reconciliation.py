@@ -19,7 +19,8 @@ import trio
 
 from meterd.actors.charges import Charges
 from meterd.actors.organizations import Organizations
-from meterd.actors.stripe import RECONCILED, StripeActor
+from meterd.actors.stripe import StripeActor
+from meterd.actors.stripe_following import RECONCILED
 from meterd.billing_ports import Billing, ChargeStore, InvoiceItem, StoredFinding
 from meterd.core.organization import Finding
 from meterd.core.overage import ChargeState

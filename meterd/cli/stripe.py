@@ -14,7 +14,7 @@ import attrs
 import click
 import trio
 
-from meterd.actors.stripe import RECONCILED, SIGNALS
+from meterd.actors.stripe_following import RECONCILED, SIGNALS
 from meterd.adapters.catalogue import load_catalogue
 from meterd.adapters.stripe.client import open_stripe
 from meterd.adapters.stripe.setup import StripeSetup

@@ -22,7 +22,7 @@ import httpx
 import trio
 from typed_settings import Secret
 
-from meterd.actors.stripe import RECONCILED, SIGNALS
+from meterd.actors.stripe_following import RECONCILED, SIGNALS
 from meterd.adapters.catalogue import load_catalogue
 from meterd.adapters.stripe.client import StripePayments, open_stripe
 from meterd.adapters.stripe.setup import Step, StripeSetup

@@ -97,7 +97,7 @@ class Account:
         """Return what the organization is now."""
         rig = self.rig
         await rig.organizations.view("org_1")
-        cell = rig.organizations.cell("org_1")
+        cell = rig.organizations.cells.get("org_1")
         assert cell is not None
         assert cell.state is not None
         state = cell.state

@@ -90,6 +90,7 @@ class Shelf:
     """Payments with one subscription on it, and the trouble a test wants."""
 
     found: dict[str, Any] | None = attrs.Factory(make_object)
+    invoices: tuple[dict[str, Any], ...] = ()
     livemode: bool = False
     errors: list[Exception] = attrs.Factory(list)
     """Raised one by one before anything is found."""
@@ -114,7 +115,9 @@ class Shelf:
         found = self.found
         if found is not None:
             found = {**found, "id": subscription_id}
-        return None if found is None else SubscriptionReading(subscription=found)
+        if found is None:
+            return None
+        return SubscriptionReading(subscription=found, invoices=self.invoices)
 
 
 @attrs.define(eq=False)
@@ -420,34 +423,18 @@ async def test_invoices_not_settled_when_last_seen_are_asked_for_by_name(
         "created": START_S,
         "parent": {"subscription_details": {"subscription": "sub_1"}},
     }
-    reading = SubscriptionReading(subscription=make_object("past_due"), invoices=(invoice,))
-    read = setup.shelf.subscription
-
-    async def with_invoice(*args: Any, **kwargs: Any) -> SubscriptionReading:
-        await read(*args, **kwargs)
-        return reading
-
-    setup.shelf = setup.actor._payments = Readings(setup.shelf, with_invoice)  # type: ignore[assignment]
+    setup.shelf.found, setup.shelf.invoices = make_object("past_due"), (invoice,)
     await setup.deliver(make_payload("evt_1", "invoice.payment_failed", found=invoice))
     await trio.sleep(1)
     await setup.deliver(make_payload("evt_2"))
     await trio.sleep(1)
     snapshot = await setup.kernel.organizations.snapshot("org_1")
 
-    assert setup.shelf.shelf.asked_invoices == [{"in_1"}, {"in_1"}]  # type: ignore[attr-defined]
+    assert setup.shelf.asked_invoices == [{"in_1"}, {"in_1"}]
     assert snapshot.profile.past_due_since_ms == START_S * SECOND_MS
     key, invoices = setup.heard[0]
     assert key == "org_1"
     assert [type(each) for each in invoices] == [Invoice]
-
-
-@attrs.define
-class Readings:
-    """Payments with one prepared answer."""
-
-    shelf: Shelf
-    subscription: Any
-    livemode: bool = False
 
 
 async def test_owner_that_was_replaced_stops(setup: Setup, autojump_clock: MockClock) -> None:
