@@ -176,15 +176,16 @@ class World:
 
 @contextlib.asynccontextmanager
 async def open_world(
-    data_dir: Path, *, start: datetime, say: Callable[[str], None]
+    directory: Path, *, start: datetime, say: Callable[[str], None], database_url: str | None = None
 ) -> AsyncIterator[World]:
     """Run Stripe and meterd for the length of the block.
 
-    The account is made first, as the how-to has it: meterd starts with the secret that the
+    `directory` holds meterd's own PostgreSQL, unless another is to be used, and its reports. The
+    account is made first, as the how-to has it: meterd starts with the secret that the
     webhook endpoint got. Errors: DemoError; those of `run_meterd`.
     """
     time = SharedTime(int(start.timestamp()))
-    url = f"http://127.0.0.1:{_free_port()}"
+    port = _free_port()
     async with (
         open_fake_stripe(seed=1, start_s=int(start.timestamp()), wall_s=time.now_s) as stripe,
         open_stripe(API_KEY, jitter=_halves(), api_base=stripe.url) as payments,
@@ -195,13 +196,23 @@ async def open_world(
             payments,
             load_catalogue(None),
             sorted(SIGNALS - {RECONCILED}),
-            f"{url}/api/webhooks/stripe",
+            f"http://127.0.0.1:{port}/api/webhooks/stripe",
             applies=True,
         )
         await setup.run()
         assert setup.webhook_secret is not None, setup.steps
         admin_key = secrets.token_urlsafe(32)
-        config = _config(data_dir, url, stripe.url, setup.webhook_secret, admin_key)
+        config = Config(
+            bind=Address("127.0.0.1", port),
+            data_dir=directory if database_url is None else None,
+            database_url=None if database_url is None else Secret(database_url),
+            admin_key=Secret(admin_key),
+            stripe_api_key=Secret(API_KEY),
+            stripe_api_base=stripe.url,
+            stripe_webhook_secrets=(Secret(setup.webhook_secret),),
+            task_timeout_ms=TASK_TIMEOUT_MS,
+            reports_dir=directory / "reports",
+        )  # given in full: nothing in the environment changes it
         async with _running(config, LeapingClock(time.now_ms), say) as meterd:
             headers = {"authorization": f"Bearer {admin_key}"}
             http = httpx.AsyncClient(base_url=meterd.url, headers=headers, timeout=30)
@@ -240,22 +251,6 @@ async def _end_on_signal(
         task_status.started()
         async for _ in signals:
             scope.cancel()
-
-
-def _config(
-    data_dir: Path, url: str, stripe_url: str, webhook_secret: str, admin_key: str
-) -> Config:
-    """Return settings that nothing in the environment changes."""
-    return Config(
-        bind=Address("127.0.0.1", int(url.rpartition(":")[2])),
-        data_dir=data_dir,
-        admin_key=Secret(admin_key),
-        stripe_api_key=Secret(API_KEY),
-        stripe_api_base=stripe_url,
-        stripe_webhook_secrets=(Secret(webhook_secret),),
-        task_timeout_ms=TASK_TIMEOUT_MS,
-        reports_dir=data_dir / "reports",
-    )
 
 
 async def until(trouble: str, holds: Callable[[], Awaitable[bool]]) -> None:
