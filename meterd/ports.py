@@ -394,6 +394,17 @@ UNKNOWN_CUSTOMER: Final = "unknown_customer"
 """Outcome of events about somebody who is no organization of ours."""
 
 
+@attrs.frozen(kw_only=True)
+class InboxFigures:
+    """How the inbox of Stripe's events stands."""
+
+    waiting: int = 0
+    oldest_at_ms: int | None = None
+    """When the longest waiting event was received; None when none waits."""
+    dead: int = 0
+    """Events that were given up and wait for an operator."""
+
+
 class StripeStore(Protocol):
     """The inbox of events and the objects as last seen."""
 
@@ -436,6 +447,10 @@ class StripeStore(Protocol):
         self, *, state: str | None, after: tuple[int, str] | None, limit: int
     ) -> Sequence[InboxEntry]:
         """Return events, newest received first; `after` is (received_at_ms, id) seen last."""
+        ...
+
+    async def inbox_figures(self) -> InboxFigures:
+        """Return how many events wait and are dead."""
         ...
 
     async def organization_of(

@@ -209,6 +209,7 @@ async def run_meterd(
             states={
                 **telemetry.states(portal, pools, owner, pulse, clock),
                 **notifying.states(live, webhooks, mirror),
+                "stripe": lambda: follower.figures,
             },
         )
         web = WebServices(
@@ -234,6 +235,7 @@ async def run_meterd(
         telemetry.measure_organizations(web.metrics, organizations)
         telemetry.measure_ledger(web.metrics, organizations)
         telemetry.measure_store(web.metrics, pools, owner)
+        telemetry.measure_stripe(web.metrics, follower)
         notifying.measure(web.metrics, live, webhooks, mirror)
         measure_books(web.metrics, books, scheduler)
         telemetry.measure_process(

@@ -16,6 +16,7 @@ import trio
 from meterd.actors.inspection import State
 from meterd.actors.organizations import Organizations
 from meterd.actors.pulse import Pulse
+from meterd.actors.stripe import StripeActor
 from meterd.actors.supervisor import Service
 from meterd.actors.tally import Tally
 from meterd.adapters.asyncio_thread import AsyncioThread
@@ -112,6 +113,16 @@ def measure_ledger(metrics: Metrics, organizations: Organizations) -> None:
     metrics.read(names.OLDEST_UNFLUSHED, lambda: ledger.oldest_age_s)
     metrics.read(names.JOURNAL_FILL, lambda: ledger.fill)
     metrics.read(names.STORE_FAILING, failing_s)
+
+
+def measure_stripe(metrics: Metrics, follower: StripeActor) -> None:
+    """Put the metrics of what comes from Stripe in place."""
+    outcomes = follower.outcomes
+    metrics.read(names.STRIPE_EVENTS, lambda: {(each,): n for each, n in outcomes.items()})
+    metrics.read(names.STRIPE_WAITING, lambda: follower.figures["waiting"])
+    metrics.read(names.STRIPE_OLDEST, lambda: follower.oldest_waiting_ms / SECOND_MS)
+    metrics.read(names.STRIPE_DEAD, lambda: follower.figures["dead"])
+    metrics.read(names.STRIPE_AWAY, lambda: int(follower.is_away))
 
 
 def measure_store(metrics: Metrics, pools: PostgresPools, owner: OwnerLock) -> None:

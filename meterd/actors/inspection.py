@@ -26,6 +26,9 @@ SAMPLE_S: Final = 1.0
 SAMPLE_FRESH_S: Final = 10.0
 """An older sample tells of another time."""
 
+SLOW_S: Final = 2
+"""Seconds that a fact may wait for its commit before operators are told."""
+
 State = Callable[[], dict[str, Any]]
 """Gives figures of a service actor; JSON values only."""
 
@@ -194,19 +197,28 @@ class Inspector:
     def _service(self, service: Service) -> ActorView:
         ledger = self._organizations.ledger
         is_ledger = service.name == "ledger"
+        state = self._service_state(service.name)
         return ActorView(
             address=f"service/{service.name}",
             kind="service",
             phase=service.phase,
             strikes=service.strikes,
             restarts=service.restarts,
-            last_error=service.last_error,
-            mailbox_depth=ledger.unflushed if is_ledger else 0,
+            last_error=service.last_error or state.pop("trouble", None),
+            mailbox_depth=ledger.unflushed if is_ledger else state.get("waiting", 0),
             mailbox_peak=ledger.unflushed_peak if is_ledger else 0,
             processed=ledger.flushes if is_ledger else 0,
             unflushed=ledger.unflushed if is_ledger else 0,
-            state=self._service_state(service.name),
+            state=state,
         )
+
+    def _ledger_trouble(self) -> str | None:
+        """Tell what keeps facts from being committed; a frozen server raises nothing for long."""
+        ledger = self._organizations.ledger
+        if ledger.failing_since_ms is not None:
+            return ledger.last_error
+        waited_s = int(ledger.oldest_age_s)
+        return f"PostgreSQL has not answered for {waited_s} s" if waited_s >= SLOW_S else None
 
     def _service_state(self, name: str) -> dict[str, Any]:
         organizations = self._organizations
@@ -229,6 +241,7 @@ class Inspector:
                     None if ledger.failing_since_ms is None else rfc3339(ledger.failing_since_ms)
                 ),
                 "last_error": ledger.last_error,
+                "trouble": self._ledger_trouble(),
             },
             "activation": {
                 "loads": activation.loads,

@@ -95,6 +95,7 @@ class Mirror:
             "written": self.written,
             "failures": self.failures,
             "last_error": self.last_error,
+            "trouble": self.last_error if self.is_open else None,
         }
 
     def note(self, organization_id: str) -> None:

@@ -115,6 +115,8 @@ class Publisher:
         self.outcomes: Counter[str] = Counter()
         """Attempts since the start, for metrics: delivered, retried, failed."""
         self.last_error: str | None = None
+        self.trouble: str | None = None
+        """What was wrong with the latest attempt; None when it was delivered."""
 
     def kick(self) -> None:
         """Look for deliveries now; synchronous, never waits."""
@@ -123,7 +125,12 @@ class Publisher:
     @property
     def figures(self) -> dict[str, Any]:
         """Return what an operator sees."""
-        return {"busy_endpoints": len(self._busy), **self.outcomes, "last_error": self.last_error}
+        return {
+            "busy_endpoints": len(self._busy),
+            **self.outcomes,
+            "last_error": self.last_error,
+            "trouble": self.trouble,
+        }
 
     async def run(self) -> None:
         """Deliver for ever; while the store is away, wait."""
@@ -199,6 +206,7 @@ class Publisher:
 
     def _count(self, outcome: str, due: DueDelivery, error: str | None) -> None:
         self.outcomes[outcome] += 1
+        self.trouble = error
         if error is not None:
             self.last_error = error
             log.info(

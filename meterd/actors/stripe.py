@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import attrs
 import structlog
@@ -32,6 +33,7 @@ from meterd.errors import (
 from meterd.ports import (
     Clock,
     Directory,
+    InboxFigures,
     Payments,
     PendingEvent,
     StripeStore,
@@ -101,6 +103,27 @@ class StripeActor:
         self._failures_in_a_row = 0
         self._lost: OwnershipLostError | None = None
         self.last_error: str | None = None
+        self._inbox = InboxFigures()
+        self._counted_at_ms = 0
+
+    @property
+    def oldest_waiting_ms(self) -> int:
+        """Return for how long the longest waiting event has waited, in milliseconds."""
+        since_ms = self._inbox.oldest_at_ms
+        return 0 if since_ms is None else max(0, self._clock.now_ms() - since_ms)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Return what an operator sees; of the inbox as it was at most a poll ago."""
+        return {
+            "away": self.is_away,
+            "waiting": self._inbox.waiting,
+            "oldest_waiting_ms": self.oldest_waiting_ms,
+            "dead": self._inbox.dead,
+            "outcomes": dict(self.outcomes),
+            "last_error": self.last_error,
+            "trouble": self.last_error if self.is_away or self._inbox.dead else None,
+        }
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -155,6 +178,7 @@ class StripeActor:
                 return self._lost
             try:
                 groups = await self._due()
+                await self._count()
             except (StoreUnavailableError, PortalClosedError) as error:
                 tries += 1
                 self.last_error = str(error)
@@ -167,6 +191,13 @@ class StripeActor:
             with trio.move_on_after(self._pause_ms() / SECOND_MS):
                 # New events do not shorten the pause while Stripe is away; its return does.
                 await (self._back if self.is_away else self._kick).wait()
+
+    async def _count(self) -> None:
+        """See how the inbox stands, once a second at most."""
+        now_ms = self._clock.now_ms()
+        if abs(now_ms - self._counted_at_ms) >= SECOND_MS:
+            self._inbox = await self._store.inbox_figures()
+            self._counted_at_ms = now_ms
 
     async def _due(self) -> dict[str, list[PendingEvent]]:
         room = (1 if self.is_away else self._policy.at_once) - len(self._busy)

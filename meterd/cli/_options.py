@@ -8,9 +8,10 @@ setting that may stand on a command line. Secrets may not: anyone on the machine
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import click
 from typed_settings import Secret
@@ -75,10 +76,10 @@ def set_up_log(loaded: LoadedConfig) -> None:
     """Log as configured, mask the configured secrets, and warn about unknown variables."""
     config = loaded.config
     known = [
-        secret.get_secret_value()
+        text
         for name, setting, _ in setting_fields()
         if setting.is_secret
-        for secret in _secrets_in(getattr(config, name))
+        for text in _secrets_in(getattr(config, name))
     ]
     log.configure(log_format=config.log_format, log_level=config.log_level, secrets=known)
     logger = log.get_logger("meterd.config")
@@ -88,12 +89,16 @@ def set_up_log(loaded: LoadedConfig) -> None:
         )
 
 
-def _secrets_in(value: object) -> tuple[Secret[str], ...]:
-    """Return the secrets of a setting; URLs are left out, their passwords are known by shape."""
-    found = value if isinstance(value, tuple) else (value,)
-    return tuple(
-        item for item in found if isinstance(item, Secret) and "://" not in item.get_secret_value()
-    )
+def _secrets_in(value: object) -> Iterator[str]:
+    """Yield the secret texts of a setting; of a URL its password, the rest of it is none."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if not isinstance(item, Secret):
+            continue
+        text = item.get_secret_value()
+        if "://" not in text:
+            yield text
+        elif password := urlsplit(text).password:
+            yield from {password, unquote(password)}
 
 
 def _option(name: str, setting: Setting, default: object) -> Callable[..., Any]:

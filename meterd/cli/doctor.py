@@ -21,6 +21,10 @@ from meterd.config import Config, LoadedConfig
 from meterd.errors import EmbeddedPostgresError
 
 
+EMBEDDED_S = 20
+"""Seconds that the embedded server may take: who asks has no patience, recovery has much."""
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @configured("data_dir", "database_url", "connections_max")
@@ -81,8 +85,12 @@ async def _database(config: Config) -> list[Finding]:
             return await examination.examine_database(portal, dsn, clock)
         assert config.data_dir is not None, "the configuration names one of the two"
         try:
-            async with attach_embedded_postgres(portal, config.data_dir) as server:
-                return await examination.examine_database(portal, server.dsn, clock)
+            with trio.move_on_after(EMBEDDED_S):
+                async with attach_embedded_postgres(portal, config.data_dir) as server:
+                    return await examination.examine_database(portal, server.dsn, clock)
+            detail = f"the embedded PostgreSQL does not answer within {EMBEDDED_S} s"
+            advice = "see meterd's log: it recovers, or cannot write (is the disk full?)"
+            return [Finding("database", WRONG, detail, advice)]
         except EmbeddedPostgresError as error:
             advice = "meterd serve creates it at its first start; else see the log of PostgreSQL"
             return [Finding("database", WARNING, str(error), advice)]

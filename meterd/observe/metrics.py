@@ -185,6 +185,29 @@ SERVICE_RESTARTS = _counter(
 )
 READY = _gauge("meterd_ready", "0 or 1", "What `/readyz` says.")
 
+# --- Stripe ---------------------------------------------------------------------------------------
+
+STRIPE_EVENTS = _counter(
+    "meterd_stripe_events_total",
+    "events",
+    "Events of Stripe that were worked off, by what came of them; `dead` ones were given up.",
+    "outcome",
+)
+STRIPE_WAITING = _gauge(
+    "meterd_stripe_inbox_waiting", "events", "Events in the inbox that are not worked off yet."
+)
+STRIPE_OLDEST = _gauge(
+    "meterd_stripe_inbox_oldest_seconds",
+    "seconds",
+    "For how long the longest waiting event has waited: alert above a few minutes.",
+)
+STRIPE_DEAD = _gauge(
+    "meterd_stripe_inbox_dead", "events", "Events that were given up and wait for an operator."
+)
+STRIPE_AWAY = _gauge(
+    "meterd_stripe_away", "0 or 1", "1 while Stripe does not answer and is asked seldom."
+)
+
 # --- the books ------------------------------------------------------------------------------------
 
 WEBHOOK_ATTEMPTS = _counter(

@@ -169,6 +169,18 @@ async def test_events_of_a_customer_nobody_knew_wait_for_its_link(
     assert [(each.event.id, each.attempts) for each in due] == [("evt_1", 0)]
 
 
+async def test_the_inbox_tells_how_it_stands(stripe_store: StripeStore) -> None:
+    """What waits, since when, and what is dead: alerts are made of it."""
+    empty = await stripe_store.inbox_figures()
+    for number in range(3):
+        await stripe_store.keep_event(make_event(f"evt_{number}"), at_ms=NOW_MS + number)
+    await stripe_store.give_up(["evt_0"], error="cannot be")
+
+    assert (empty.waiting, empty.oldest_at_ms, empty.dead) == (0, None, 0)
+    found = await stripe_store.inbox_figures()
+    assert (found.waiting, found.oldest_at_ms, found.dead) == (2, NOW_MS + 1, 1)
+
+
 async def test_the_inbox_is_listed_newest_first_page_by_page(stripe_store: StripeStore) -> None:
     """Pages go on where they stopped, also among events of one instant."""
     for number in range(5):

@@ -12,6 +12,7 @@ from meterd.errors import OwnershipLostError
 from meterd.ports import (
     UNKNOWN_CUSTOMER,
     InboxEntry,
+    InboxFigures,
     PendingEvent,
     Seen,
     SeenInvoice,
@@ -159,6 +160,16 @@ class MemoryStripe:
             if state in (None, kept.state)
             and (after is None or (kept.received_at_ms, kept.event.id) < after)
         ][:limit]
+
+    async def inbox_figures(self) -> InboxFigures:
+        """Return how many events wait and are dead."""
+        await trio.lowlevel.checkpoint()
+        waiting = [each.received_at_ms for each in self.events.values() if each.state == "pending"]
+        return InboxFigures(
+            waiting=len(waiting),
+            oldest_at_ms=min(waiting, default=None),
+            dead=sum(each.state == "dead" for each in self.events.values()),
+        )
 
     async def organization_of(
         self, customer_id: str | None, organization_id: str | None

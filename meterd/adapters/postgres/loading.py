@@ -8,7 +8,7 @@ Rule 2: as many organizations as are asked for come in one round trip; unknown i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -23,6 +23,12 @@ from meterd.core.task import LOST_KEPT_MAX, LOST_REPORTS_MS, Task
 from meterd.core.units import to_datetime
 from meterd.errors import StoreRejectedError
 from meterd.ports import Clock
+
+
+NONSENSE: Final = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+"""What turning stored values into ours raises when somebody has tampered with them."""
+
+ERROR_CHARACTERS_MAX: Final = 200
 
 
 @attrs.define(eq=False, slots=False)
@@ -47,7 +53,7 @@ class LedgerReader:
             return list(await connection.fetch(text, *arguments))
 
         found = await self.pools.read("load organizations", work)
-        return {record["id"]: _organization(record) for record in found}
+        return {record["id"]: _readable(record) for record in found}
 
     async def recall_task(self, organization_id: str, task_id: str) -> Task | None:
         """Return a task as stored. Errors: StoreUnavailableError. Source: queries/load.sql."""
@@ -107,6 +113,17 @@ class LedgerReader:
             return [record["organization_id"] for record in found]
 
         return await self.pools.read("find organizations at work", work)
+
+
+def _readable(record: Mapping[str, Any]) -> StoredOrganization:
+    """Return an organization; what makes no sense is refused, so that it costs nobody else."""
+    try:
+        return _organization(record)
+    except NONSENSE as error:
+        said = f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS_MAX]
+        raise StoreRejectedError(
+            "load an organization", f"what is stored of {record['id']} makes no sense: {said}"
+        ) from error
 
 
 def _organization(record: Mapping[str, Any]) -> StoredOrganization:

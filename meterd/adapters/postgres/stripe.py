@@ -21,6 +21,7 @@ from meterd.core.units import INSTANT_MS_MAX, from_datetime, to_datetime
 from meterd.errors import OwnershipLostError
 from meterd.ports import (
     InboxEntry,
+    InboxFigures,
     PendingEvent,
     Seen,
     SeenInvoice,
@@ -134,6 +135,20 @@ class PostgresStripe:
             return list(await connection.fetch(text, state, received_at, event_id, limit))
 
         return [_entry(record) for record in await self.pools.read("list Stripe events", work)]
+
+    async def inbox_figures(self) -> InboxFigures:
+        """Return how many events wait and are dead."""
+
+        async def work(connection: Connection) -> Any:
+            return await connection.fetchrow(statements("stripe")["inbox_figures"])
+
+        found = await self.pools.read("count Stripe events", work)
+        oldest = found["oldest"]
+        return InboxFigures(
+            waiting=found["waiting"],
+            oldest_at_ms=None if oldest is None else from_datetime(oldest),
+            dead=found["dead"],
+        )
 
     async def organization_of(
         self, customer_id: str | None, organization_id: str | None

@@ -94,6 +94,13 @@ WHERE ($1::text IS NULL OR state = $1) AND (received_at, id) < ($2, $3)
 ORDER BY received_at DESC, id DESC
 LIMIT $4
 
+-- name: inbox_figures
+-- Two index scans: of what is done there may be millions, and none of it is looked at.
+SELECT w.waiting, w.oldest, d.dead
+FROM (
+    SELECT count(*) AS waiting, min(received_at) AS oldest FROM stripe_events WHERE state = 'pending'
+) w, (SELECT count(*) AS dead FROM stripe_events WHERE state = 'dead') d
+
 -- name: organization_of
 -- The customer decides; the metadata of a subscription only where no organization has it.
 SELECT id FROM organizations
