@@ -17,6 +17,7 @@ from typing import Any
 from meterd.adapters.memory.store import Database, OrganizationRecord
 from tests.simulation.clients import Run
 from tests.simulation.network import Client, Server
+from tests.simulation.violation import expect
 
 
 PLANS: dict[str, tuple[int | None, int, int, str, bool, bool]] = {
@@ -30,16 +31,6 @@ TASKS_PER_AGENT = 8
 PUNCTUAL_MS = 2_500
 TOLERANCE_MS = 5_000
 START_ELAPSED_MS = 300_000
-
-
-class Violation(AssertionError):  # noqa: N818  # what it is, not that it is an error
-    """A promise was broken."""
-
-
-def expect(truth: bool, promise: str, *facts: object) -> None:
-    """Raise a Violation unless the promise was kept."""
-    if not truth:
-        raise Violation(f"{promise}: {' '.join(map(str, facts))}")
 
 
 def limits(terms: Any) -> tuple[int | None, int, int | None, Decimal, str]:
@@ -69,6 +60,8 @@ class Auditor:
         self.rows: dict[str, dict[str, Any]] = defaultdict(dict)
         self.running: dict[str, set[str]] = defaultdict(set)
         self.terms_seen: dict[str, int] = defaultdict(lambda: 1)
+        self.latest_ends_ms: dict[tuple[str, str], int] = defaultdict(int)
+        """By organization and label. A period that is cut short later keeps its rows."""
         self.orders: dict[str, tuple[str, int, bool]] = {}
         self.acknowledged = 0
         self.is_punctual = False
@@ -117,12 +110,18 @@ class Auditor:
         for batch in batches:
             organization_id = batch.organization_id
             record = self.database.organizations[organization_id]
+            for _, period in record.periods.values():
+                self._saw_end(organization_id, period)
             for row in batch.rows:
                 known = self.rows[organization_id].setdefault(row.id, row)
                 expect(known == row, "rows are append-only", row.id)
             for task in (*batch.started, *batch.moved):
                 self._check_claim(organization_id, record.tasks.get(task.task_id))
             self._check_slots(organization_id, record, batch)
+
+    def _saw_end(self, organization_id: str, period: Any) -> None:
+        key = (organization_id, period.label)
+        self.latest_ends_ms[key] = max(self.latest_ends_ms[key], period.end_ms)
 
     def _check_claim(self, organization_id: str, task: Any) -> None:
         """Nothing is counted that nobody claimed, nor more than time has passed."""
@@ -162,7 +161,7 @@ class Auditor:
             expect(
                 record.rows == self.rows[organization_id], "rows are append-only", organization_id
             )
-            self._audit_periods(record)
+            self._audit_periods(organization_id, record)
             by_task: dict[str, int] = defaultdict(int)
             for row in record.rows.values():
                 if row.source.value == "task" and row.task_id is not None:
@@ -176,7 +175,7 @@ class Auditor:
                     expect(task.metered_ms == summed, "I2 an ended task has all its rows", *facts)
             expect(not by_task, "rows of unknown tasks", by_task)
 
-    def _audit_periods(self, record: OrganizationRecord) -> None:
+    def _audit_periods(self, organization_id: str, record: OrganizationRecord) -> None:
         periods = [period for _, (_, period) in sorted(record.periods.items())]
         for earlier, later in pairwise(periods):
             expect(earlier.end_ms == later.start_ms, "periods have no gap", earlier, later)
@@ -184,17 +183,25 @@ class Auditor:
         expect(not periods[-1].closed, "one period is open", periods[-1])
         pending = sum(task.metered_ms - task.recorded_ms for task in record.tasks.values())
         for period in periods:
+            self._saw_end(organization_id, period)
+            end_ms = self.latest_ends_ms[organization_id, period.label]
             rows = sorted(
                 (row for row in record.rows.values() if row.billing_period == period.label),
                 key=lambda row: (row.seq, row.id),
             )
-            self._audit_rows(record, period, rows, is_first=period is periods[0])
+            self._audit_rows(record, period, rows, end_ms, is_first=period is periods[0])
             open_ms = 0 if period.closed else pending
             facts = (period.label, period.used_ms, period.recorded_ms, open_ms)
             expect(period.used_ms == period.recorded_ms + open_ms, "I1 used", *facts)
 
     def _audit_rows(
-        self, record: OrganizationRecord, period: Any, rows: Sequence[Any], *, is_first: bool
+        self,
+        record: OrganizationRecord,
+        period: Any,
+        rows: Sequence[Any],
+        end_ms: int,
+        *,
+        is_first: bool,
     ) -> None:
         total_ms = sum(row.quantity_ms for row in rows)
         expect(total_ms == period.recorded_ms, "I1 rows of a period", period.label, total_ms)
@@ -226,7 +233,7 @@ class Auditor:
             if is_honest and self.is_punctual and not is_first:
                 begin_ms = row.at_ms + 1 - row.quantity_ms + PUNCTUAL_MS
                 expect(begin_ms >= period.start_ms, "time is billed where it ran", *facts)
-            is_within = period.start_ms <= row.at_ms < period.end_ms
+            is_within = period.start_ms <= row.at_ms < end_ms
             expect(is_within or row.at_ms < period.start_ms, "a row lies in its period", *facts)
 
     # --- orders of operators -------------------------------------------------------------------

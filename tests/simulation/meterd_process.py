@@ -10,30 +10,63 @@ from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import attrs
+import stripe
 import trio
 
 from meterd.actors.cells import ActorPolicy, Decide
+from meterd.actors.charges import ChargePolicy, Charges
 from meterd.actors.keyring import Principal
 from meterd.actors.ledger import FlushPolicy, Ledger
 from meterd.actors.organizations import Organizations
+from meterd.actors.reconciliation import StripeReconciliation
+from meterd.actors.stripe import StripeActor, StripePolicy
 from meterd.actors.supervisor import EscalatedError, Service
 from meterd.adapters.clock import SystemClock
 from meterd.adapters.ids import IdSource
-from meterd.adapters.memory.store import Database
+from meterd.adapters.memory.charges import MemoryCharges
+from meterd.adapters.memory.store import Database, MemoryStore
+from meterd.adapters.memory.stripe import Kept, MemoryStripe
+from meterd.adapters.stripe.billing import StripeBilling
+from meterd.adapters.stripe.client import StripePayments
 from meterd.core.organization import Rules
+from meterd.core.overage import Charge
+from meterd.core.stripe_objects import read_event
 from meterd.core.supervision import StrikePolicy
-from meterd.errors import OwnershipLostError, StoreUnavailableError
+from meterd.errors import MeterdError, OwnershipLostError, StoreUnavailableError
+from meterd.ports import SeenInvoice, SeenSubscription
 from meterd.web.agent_session import AgentSession
 from meterd.web.services import WebServices
 from tests.organizations import CATALOGUE
 from tests.simulation.determinism import Chance
 from tests.simulation.network import Line, ServerEnd
 from tests.simulation.store import SimulatedStore, Witness
+from tests.simulation.stripe_account import StripeAccount
+from tests.simulation.stripe_line import StripeLine
 from tests.simulation.weather import Weather
 
 
 EXPECTED_ENDS = (OwnershipLostError, EscalatedError, StoreUnavailableError)
 """What a process may die of by itself; anything else is a bug."""
+
+
+STRIPE_POLICY = StripePolicy(retry_max_ms=20_000, away_max_ms=10_000)
+
+CHARGE_POLICY = ChargePolicy(
+    retry_max_ms=30_000, look_min_ms=40_000, look_max_ms=60_000, away_max_ms=10_000
+)
+"""As in production, but for waits of hours: a draft lives two minutes here, not an hour."""
+
+
+@attrs.define
+class StripeTables:
+    """What meterd's database holds of Stripe."""
+
+    events: dict[str, Kept] = attrs.Factory(dict)
+    subscriptions: dict[str, tuple[str, SeenSubscription]] = attrs.Factory(dict)
+    invoices: dict[str, tuple[str, SeenInvoice]] = attrs.Factory(dict)
+    charges: dict[str, Charge] = attrs.Factory(dict)
+    marks: dict[tuple[str, int], int] = attrs.Factory(dict)
 
 
 class MeterdProcess:
@@ -42,6 +75,8 @@ class MeterdProcess:
     def __init__(
         self,
         database: Database,
+        tables: StripeTables,
+        account: StripeAccount,
         *,
         chance: Chance,
         wall_ms: Callable[[], int],
@@ -76,6 +111,7 @@ class MeterdProcess:
                 catalogue=CATALOGUE,
                 task_timeout_ms=settings.task_timeout_ms,
                 record_interval_ms=settings.record_interval_ms,
+                payment_grace_ms=settings.payment_grace_ms,
             ),
             clock=self.clock,
             ids=ids,
@@ -90,9 +126,77 @@ class MeterdProcess:
             decide=decide,
             slowing=lambda: self.clock.slowing,
         )
+        self._follow_stripe(database, tables, account, chance, weather)
         self.ended = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._lines: list[Line] = []
+
+    def _follow_stripe(
+        self,
+        database: Database,
+        tables: StripeTables,
+        account: StripeAccount,
+        chance: Chance,
+        weather: Callable[[], Weather],
+    ) -> None:
+        """Put the Stripe actor and the charges in place, as `system` and `charging` do."""
+        client = stripe.StripeClient(
+            "sk_test_x",
+            http_client=StripeLine(account, chance=chance, weather=weather),
+            max_network_retries=weather().stripe_retries,
+        )
+        payments = StripePayments(client, livemode=False, jitter=chance.jitter())
+        billing = StripeBilling(payments)
+        directory = MemoryStore(database, epoch=self.epoch, clock=self.clock)
+        inbox = MemoryStripe(
+            organization_with=lambda customer_id, named: owner_of(database, customer_id, named),
+            is_owned=lambda: database.epoch == self.epoch,
+            events=tables.events,
+            subscriptions=tables.subscriptions,
+            invoices=tables.invoices,
+        )
+        charges = MemoryCharges(database, self.epoch, kept=tables.charges, marks=tables.marks)
+        self.inbox = self.store.weathered(inbox)
+        kept = self.store.weathered(charges)
+        self.charges = Charges(
+            kept,
+            billing,
+            self.organizations,
+            clock=self.clock,
+            jitter=chance.jitter(),
+            policy=attrs.evolve(CHARGE_POLICY, wait_ms=weather().charge_wait_ms),
+        )
+        self.follower = StripeActor(
+            self.inbox,
+            payments,
+            self.organizations,
+            self.store.weathered(directory),
+            clock=self.clock,
+            jitter=chance.jitter(),
+            policy=STRIPE_POLICY,
+            on_invoices=lambda _organization_id, _invoices: self.charges.kick(),
+        )
+        self.reconciliation = StripeReconciliation(
+            kept,
+            self.inbox,
+            billing,
+            self.charges,
+            self.follower,
+            self.organizations,
+            clock=self.clock,
+            ids=IdSource(self.clock.now_ms, chance.random),
+        )
+
+    async def hear(self, payload: str) -> bool:
+        """Take a notice of Stripe as the webhook's route does; False: it was not kept."""
+        event = read_event(payload)
+        assert event is not None, payload
+        try:
+            await self.inbox.keep_event(event, at_ms=self.clock.now_ms())
+        except MeterdError:
+            return False
+        self.follower.kick()
+        return True
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live; returns when the process has died, however it did."""
@@ -102,6 +206,8 @@ class MeterdProcess:
             "activation": organizations.cells.activation.run,
             "timers": organizations.cells.timers.run,
             "janitor": organizations.cells.run_janitor,
+            "stripe": self.follower.run,
+            "charges": self.charges.run,
         }
         task_status.started()
         try:
@@ -136,9 +242,11 @@ class MeterdProcess:
         """Stop as a signal would: nothing new, flush what is accepted, then end."""
         self.is_accepting = False
         self.organizations.cells.stop()
-        with trio.move_on_after(deadline_s):
-            await self.ledger.drained()
-        self.die()
+        try:
+            with trio.move_on_after(deadline_s):
+                await self.ledger.drained()
+        finally:  # the storm may end meanwhile
+            self.die()
 
     def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run something that dies with the process."""
@@ -164,3 +272,11 @@ class MeterdProcess:
         return AgentSession(
             end, services=cast("WebServices", services), principal=principal, spawn=self.spawn
         )
+
+
+def owner_of(database: Database, customer_id: str | None, named: str | None) -> str | None:
+    """Return whose customer it is, else the organization named if there is one."""
+    for key, record in database.organizations.items():
+        if customer_id is not None and record.profile.stripe_customer_id == customer_id:
+            return key
+    return named if named in database.organizations else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import attrs
@@ -19,12 +20,30 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 
+def drawn_contract(chance: Chance, *, is_sold: bool = False) -> Contract:
+    """Return a contract: some stop soon, some go on at a price; those sold usually do."""
+    if is_sold and chance.happens(0.7):
+        return Contract(
+            agents=chance.pick(2, 4),
+            agent_minutes=1,
+            grace_percent=2_000,
+            overage_usd_per_minute=chance.pick(Decimal("0.05"), Decimal("0.033333")),
+        )
+    return Contract(
+        agents=chance.pick(1, 2, 4),
+        agent_minutes=chance.pick(0, 1, 1, 1, 2, 5, 20, 100),
+        grace_percent=chance.pick(10, 10, 1_000, 2_000),
+        overage_usd_per_minute=chance.pick(Decimal("0.05"), Decimal("0.07"), Decimal("0.033333")),
+    )
+
+
 class Operator:
     """Somebody with an admin key."""
 
-    def __init__(self, world: World, chance: Chance) -> None:
+    def __init__(self, world: World, name: str) -> None:
         self._world = world
-        self._chance = chance
+        self._name = name
+        self._chance = Chance(world.seed, name)
         self._orders = 0
 
     async def run(self) -> None:
@@ -37,10 +56,39 @@ class Operator:
                 organization_id = chance.pick(*self._world.organization_ids)
                 self._order(process, organization_id)
 
+    async def debit_all(self) -> None:
+        """Book some minutes for everybody at the beginning, so that somebody is past the line."""
+        for organization_id in self._world.organization_ids:
+            await trio.sleep(self._chance.between(0.5, 5))
+            process = self._world.current
+            if process is not None:
+                self._orders += 1
+                self._adjust(process, organization_id, self._chance.whole(2, 10) * 60_000, None)
+
+    async def correct(self) -> None:
+        """Change what closed periods used: that is charged, or given back, as well."""
+        for organization_id, record in self._world.database.organizations.items():
+            for _, period in list(record.periods.values()):
+                process = self._world.current
+                if period.closed and process is not None and self._chance.happens(0.5):
+                    self._orders += 1
+                    agent_ms = self._chance.whole(-4, 4) * 50_000
+                    self._adjust(process, organization_id, agent_ms, period.label)
+                    await trio.sleep(1)
+
+    def _adjust(
+        self, process: MeterdProcess, organization_id: str, agent_ms: int, label: str | None
+    ) -> None:
+        reason = f"{self._name} {self._orders}"
+        audited = Audited(actor="key_admin", reason=reason)
+        command = Adjust(audited=audited, agent_ms=agent_ms, label=label)
+        self._world.auditor.on_order(reason, organization_id, agent_ms)
+        process.spawn(lambda: self._give(process, organization_id, command, reason))
+
     def _order(self, process: MeterdProcess, organization_id: str) -> None:
         chance = self._chance
         self._orders += 1
-        reason = f"order {self._orders}"
+        reason = f"{self._name} {self._orders}"
         audited = Audited(actor="key_admin", reason=reason)
         what = chance.whole(0, 9)
         if what == 0:
@@ -51,18 +99,12 @@ class Operator:
             agent_ms = chance.pick(-60_000, -1, 1, 59_999, 90_000, chance.whole(1, 300_000))
             record = self._world.database.organizations[organization_id]
             labels = [period.label for _, period in record.periods.values()]
-            command = Adjust(
-                audited=audited, agent_ms=agent_ms, label=chance.pick(None, chance.pick(*labels))
-            )
-            self._world.auditor.on_order(reason, organization_id, agent_ms)
-            process.spawn(lambda: self._give(process, organization_id, command, reason))
+            label = chance.pick(None, chance.pick(*labels))
+            self._adjust(process, organization_id, agent_ms, label)
         else:
             change = ChangeOrganization(audited=audited)
             if what in {4, 5, 6}:
-                contract = Contract(
-                    agents=chance.pick(1, 2, 4), agent_minutes=chance.pick(0, 1, 2, 5, 20)
-                )
-                change = attrs.evolve(change, contract=contract)
+                change = attrs.evolve(change, contract=drawn_contract(chance))
             elif what == 7:
                 plan = chance.pick(Tier.FREE, Tier.STARTER, Tier.ENTERPRISE)
                 change = attrs.evolve(change, plan=plan)
@@ -106,8 +148,8 @@ class Operator:
             minutes += 1
         change = ChangeOrganization(
             audited=Audited(actor="key_admin", reason="make room"),
-            plan=Tier.STARTER,
-            contract=Contract(agents=10, agent_minutes=minutes),
+            plan=Tier.STARTER if record.profile.cycle is None else None,
+            contract=Contract(agents=10, agent_minutes=minutes, grace_percent=10),
             lift=Hold.OPERATOR,
         )
         while True:

@@ -8,7 +8,7 @@ effect is drawn, as the server may still finish what it was sent.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import trio
 
@@ -179,3 +179,26 @@ class SimulatedStore:
 
     def _point(self, point: str) -> None:
         self._witness.passing(point)
+
+    def weathered(self, port: object) -> Any:
+        """Return another port on the same database, its calls in the same weather."""
+        return Weathered(port, self._call)
+
+
+class Weathered:
+    """A port whose every method is a call over the network; `Any` of the port's protocol."""
+
+    def __init__(
+        self, port: object, call: Callable[[str, Callable[[], Awaitable[Any]]], Awaitable[Any]]
+    ) -> None:
+        self._port = port
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a method that goes through the weather."""
+        method = getattr(self._port, name)
+
+        async def call(*arguments: Any, **named: Any) -> Any:
+            return await self._call(name, lambda: method(*arguments, **named))
+
+        return call

@@ -47,6 +47,35 @@ class Weather:
     """Of starts: the actor raises."""
     wall_steps: bool
     orders_every_s: float
+    # Stripe.
+    stripe_lost: float
+    """The request never arrives."""
+    stripe_reply_lost: float
+    stripe_fails: float
+    """500, and nothing was done."""
+    stripe_breaks: float
+    """500 although the work is done; the key remembers the 500."""
+    stripe_busy: float
+    """429."""
+    stripe_slow: float
+    """The work is done when nobody waits for it any more."""
+    stripe_list_lag_s: int
+    """How old an invoice item is before lists show it."""
+    stripe_away_every_s: float
+    stripe_retries: int
+    """How often the package `stripe` tries by itself."""
+    stripe_draft_s: int
+    """How long a renewal's invoice stays a draft."""
+    stripe_orders_every_s: float
+    """How often a customer changes or stops paying a subscription."""
+    notice_lost: float
+    """Of attempts to tell of an event."""
+    notices_away_every_s: float
+    """How often nobody is told of anything for a while, nor later."""
+    cards_fail: float
+    """Of customers: who cannot pay for the renewal."""
+    notice_late: float
+    notice_doubled: float
     # Settings.
     task_timeout_ms: int
     record_interval_ms: int
@@ -56,6 +85,8 @@ class Weather:
     mailbox_max: int
     passivate_after_ms: int
     ack_timeout_ms: int
+    payment_grace_ms: int
+    charge_wait_ms: int
 
     @classmethod
     def drawn(cls, seed: int) -> Weather:
@@ -91,6 +122,24 @@ class Weather:
             mailbox_max=chance.pick(3, 1_000),
             passivate_after_ms=chance.pick(2_000, 20_000, 600_000),
             ack_timeout_ms=chance.pick(1_000, 5_000),
+            stripe_lost=chance.sometimes(0.4),
+            stripe_reply_lost=chance.sometimes(0.5),
+            stripe_fails=chance.sometimes(0.3),
+            stripe_breaks=chance.sometimes(0.4),
+            stripe_busy=chance.sometimes(0.3),
+            stripe_slow=chance.sometimes(0.5),
+            stripe_list_lag_s=chance.pick(0, 0, 5, 20),
+            stripe_away_every_s=chance.pick(0.0, 0.0, 60.0),
+            stripe_retries=chance.pick(0, 2),
+            stripe_draft_s=chance.pick(3, 10, 60),
+            stripe_orders_every_s=chance.pick(0.0, 10.0, 40.0),
+            notice_lost=chance.sometimes(0.5),
+            notices_away_every_s=chance.pick(0.0, 0.0, 25.0),
+            cards_fail=chance.sometimes(0.6),
+            notice_late=chance.sometimes(0.3),
+            notice_doubled=chance.sometimes(0.3),
+            payment_grace_ms=chance.pick(5, 30) * SECOND_MS,
+            charge_wait_ms=chance.pick(1, 1, 30) * SECOND_MS,
         )
 
     def calm(self) -> Weather:
@@ -111,4 +160,18 @@ class Weather:
             bug=0.0,
             orders_every_s=0.0,
             wall_steps=False,
+            stripe_lost=0.0,
+            stripe_reply_lost=0.0,
+            stripe_fails=0.0,
+            stripe_breaks=0.0,
+            stripe_busy=0.0,
+            stripe_slow=0.0,
+            stripe_list_lag_s=0,
+            stripe_away_every_s=0.0,
+            stripe_orders_every_s=0.0,
+            notice_lost=0.0,
+            notices_away_every_s=0.0,
+            cards_fail=0.0,
+            notice_late=0.0,
+            notice_doubled=0.0,
         )

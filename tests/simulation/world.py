@@ -22,15 +22,18 @@ from meterd.adapters.memory.store import Database, MemoryStore
 from meterd.core.commands import Command, Decision, StartTask
 from meterd.core.decide import decide
 from meterd.core.organization import OrganizationState
-from meterd.core.plan import Contract, Tier
-from tests.make import FixedClock, make_new, make_terms
+from meterd.core.plan import Tier
+from tests.make import FixedClock, make_new, make_profile, make_terms
 from tests.organizations import make_period
-from tests.simulation.auditor import Auditor, Violation, expect, limits
+from tests.simulation.auditor import Auditor, limits
 from tests.simulation.clients import HonestClient, Liar
 from tests.simulation.determinism import Chance, seeded_run
-from tests.simulation.meterd_process import MeterdProcess
+from tests.simulation.meterd_process import MeterdProcess, StripeTables
 from tests.simulation.network import Client, Network, Server
-from tests.simulation.operator import Operator
+from tests.simulation.operator import Operator, drawn_contract
+from tests.simulation.stripe_account import Inbox, Json, StripeAccount
+from tests.simulation.stripe_auditor import StripeAuditor
+from tests.simulation.violation import Violation, expect
 from tests.simulation.weather import Weather
 
 
@@ -53,6 +56,9 @@ class Report:
     crashes: int
     acknowledged: int
     tasks: int
+    charges: int
+    charged_cents: int
+    notices: int
 
 
 class World:
@@ -78,6 +84,7 @@ class World:
         self._spent = trio.Event()
         self._tasks = 0
         self._poison = Chance(seed, "poison")
+        self.tables = StripeTables()
 
     @property
     def organization_ids(self) -> list[str]:
@@ -100,9 +107,20 @@ class World:
 
     async def live(self) -> Report:
         """Live through the storm and the calm; raises Violation when a promise was broken."""
+        self.account = StripeAccount(
+            self.seed,
+            network=self.network,
+            weather=lambda: self.weather,
+            true_ms=self.true_ms,
+            note=self.note,
+        )
+        self.books = StripeAuditor(self.database, self.tables, self.account)
+        self.account.fake.world.on_event.append(self._on_stripe_event)
         await self._create()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.network.run)
+            nursery.start_soon(self.account.run)
+            nursery.start_soon(self.account.tell, self._inbox)
             nursery.start_soon(self._keep_meterd_running, nursery)
             nursery.start_soon(self._compare)
             async with trio.open_nursery() as storm:
@@ -110,18 +128,26 @@ class World:
                     storm.start_soon(self._customer, nursery, storm, number)
                 storm.start_soon(self._misfortune)
                 storm.start_soon(self._look_at_the_clock)
-                operator = Operator(self, Chance(self.seed, "operator"))
+                storm.start_soon(self.account.be_used)
+                storm.start_soon(self.account.be_away)
+                storm.start_soon(self.account.be_mute)
+                operator = Operator(self, "operator")
+                storm.start_soon(operator.debit_all)
                 storm.start_soon(operator.run)
                 await trio.sleep(self.weather.storm_s)
                 self.weather = self.weather.calm()
                 self._calls_to_crash = None
                 storm.cancel_scope.cancel()
+            await trio.sleep(self.chance.pick(0, 60))  # who does not pay is suspended
+            self.account.settle()
+            await Operator(self, "corrections").correct()
             await self._become_quiet()
             await self._exhaust(nursery)
             nursery.cancel_scope.cancel()
         self._raise_broken()
         runs = [run for client in self.clients for run in client.runs.values()]
         self.auditor.conclude(runs, lost_ms=self._wall_back_ms)
+        self.books.conclude()
         return Report(
             seed=self.seed,
             trace=self._hash.hexdigest(),
@@ -131,18 +157,30 @@ class World:
             crashes=self.crashes,
             acknowledged=self.auditor.acknowledged,
             tasks=len(runs),
+            charges=len(self.tables.charges),
+            charged_cents=self.books.charged_cents,
+            notices=len(self.tables.events),
         )
 
     async def _create(self) -> None:
         clock = FixedClock(self.true_ms())
         store = MemoryStore(self.database, epoch=0, clock=clock)
-        for number in range(self.weather.organizations):
-            contract = Contract(
-                agents=self.chance.pick(1, 1, 2), agent_minutes=self.chance.pick(1, 3, 10, 100)
-            )
+        organization_ids = [f"org_{number}" for number in range(self.weather.organizations)]
+        self.account.remember(
+            [each for each in organization_ids if self.chance.happens(0.85)],
+            begins_s=self.true_ms() // 1_000,
+            storm_s=self.weather.storm_s,
+        )
+        customers = {each.organization_id: each for each in self.account.customers}
+        for organization_id in organization_ids:
+            customer = customers.get(organization_id)
+            contract = drawn_contract(self.chance, is_sold=customer is not None)
             plan = self.chance.pick(Tier.FREE, Tier.STARTER, Tier.PRO, Tier.ENTERPRISE)
             new = make_new(
-                f"org_{number}",
+                organization_id,
+                profile=make_profile(
+                    stripe_customer_id=customer.id if customer and customer.is_linked else None
+                ),
                 terms=make_terms(plan, contract),
                 period=make_period(at_ms=self.true_ms()),
             )
@@ -241,6 +279,8 @@ class World:
         while True:
             process = MeterdProcess(
                 self.database,
+                self.tables,
+                self.account,
                 chance=Chance(self.seed, f"process {self.database.epoch}"),
                 wall_ms=self.wall_ms,
                 weather=lambda: self.weather,
@@ -317,6 +357,16 @@ class World:
             self.auditor.wall_ahead_ms = max(self.auditor.wall_ahead_ms, self._wall_offset_ms)
             self.note("clock", step_ms)
 
+    def _inbox(self) -> Inbox | None:
+        """Return where Stripe's notices arrive now."""
+        process = self.current
+        return None if process is None else process.hear
+
+    def _on_stripe_event(self, event: Json) -> None:
+        self.note("event", event["type"], event["id"])
+        with self._remembering():
+            self.books.on_event(event)
+
     # --- what is seen ----------------------------------------------------------------------------
 
     def on_flush(self, epoch: int, batches: Sequence[Any]) -> None:
@@ -372,8 +422,9 @@ class World:
 
     async def _become_quiet(self) -> None:
         """P6: everything is settled within minutes after the last fault."""
-        operator = Operator(self, Chance(self.seed, "calm"))
+        operator = Operator(self, "calm")
         until_s = trio.current_time() + QUIET_S
+        is_reconciled = False
         while trio.current_time() < until_s:
             await trio.sleep(5)
             process = self.current
@@ -382,13 +433,19 @@ class World:
             operator.release_all(process)
             alive = [client for client in self.clients if not client.is_dead]
             if all(not client.session.task_count for client in alive) and self._is_at_rest(process):
-                return
+                # Where Stripe has told everything, meterd has to be right by itself.
+                if self.account.has_lost_notices and not is_reconciled:
+                    await process.reconciliation.run()
+                    is_reconciled = True
+                elif not self.books.unsettled(process.clock.now_ms()):
+                    return
         waiting = {
             client.organization_id: list(client.runs)[-3:]
             for client in self.clients
             if client.session.task_count
         }
-        expect(False, "P6 everything becomes quiet", waiting, self.current)
+        facts = (waiting, self.books.unsettled(self.true_ms()), self.current)
+        expect(False, "P6 everything becomes quiet", *facts)
 
     def _is_at_rest(self, process: MeterdProcess) -> bool:
         phases = {cell.phase.value for cell in process.organizations.cells}
@@ -396,7 +453,7 @@ class World:
 
     async def _exhaust(self, forever: trio.Nursery) -> None:
         """P4: a limit is passed by no more than a `stop` takes to arrive, and billed exactly."""
-        operator = Operator(self, Chance(self.seed, "exhaust"))
+        operator = Operator(self, "exhaust")
         organization_id = self.organization_ids[0]
         await trio.sleep(self.weather.task_timeout_ms / 1_000 + 2)  # dead clients' tasks are lost
         await operator.make_room(organization_id)
@@ -406,8 +463,9 @@ class World:
         period = record.periods[max(record.periods)][1]
         _, _, hard_ms, _, _ = limits(record.terms[max(record.terms)])
         assert hard_ms is not None
-        if self.true_ms() + self._wall_offset_ms + 300_000 > period.end_ms:
-            return  # the month ends first
+        is_over_soon = self.true_ms() + self._wall_offset_ms + 300_000 > period.end_ms
+        if is_over_soon or record.profile.holds:
+            return  # the month ends first, or nobody may work
         task_ids = [
             self.start_task(forever, client, chance, lasts_s=600, agent_id=f"last_{number}")
             for number in range(2)

@@ -1,0 +1,180 @@
+"""Bugs planted on the way between closed periods and Stripe's invoices; see `planted`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import pytest
+
+from meterd.actors import charges as charges_module, stripe as stripe_module
+from meterd.actors.charges import Charges
+from meterd.actors.reconciliation import StripeReconciliation
+from meterd.actors.stripe import StripeActor
+from meterd.adapters.memory.charges import MemoryCharges
+from meterd.core import following, overage
+from meterd.core.organization import Hold
+from meterd.core.overage import ChargeState, Move
+from tests.simulation.planted import bug
+
+
+@bug
+def a_push_is_tried_again_under_a_new_key(patch: pytest.MonkeyPatch) -> None:
+    """Make a key for each try, and trust nothing to be there already."""
+    patch.setattr(charges_module, "must_renew_key", lambda _charge, _now_ms: True)
+
+    async def nowhere(*_: Any) -> bool:
+        return False
+
+    patch.setattr(Charges, "_found", nowhere)
+
+
+@bug
+def an_old_key_is_replaced_without_a_look(patch: pytest.MonkeyPatch) -> None:
+    """Renew the key when it has failed often; do not ask what became of the earlier tries."""
+
+    async def nowhere(*_: Any) -> bool:
+        return False
+
+    patch.setattr(Charges, "_found", nowhere)
+
+
+@bug
+def stripe_is_asked_before_it_is_written_down(patch: pytest.MonkeyPatch) -> None:
+    """Create the invoice item first and remember the attempt afterwards."""
+    put = Charges._put
+
+    async def later(self: Charges, before: Any, after: Any) -> bool:
+        if after.state is ChargeState.PUSHING and before.state is ChargeState.NEW:
+            return True
+        return await put(self, before, after)
+
+    patch.setattr(Charges, "_put", later)
+
+
+@bug
+def a_push_without_a_reply_is_taken_for_done(patch: pytest.MonkeyPatch) -> None:
+    """Believe that Stripe did what it was asked for."""
+
+    async def believe(self: Charges, charge: Any, error: Exception) -> None:
+        del error
+        if charge.state is ChargeState.PUSHING:
+            await self._put(charge, charges_module._after(charge, Move.LAND))
+
+    patch.setattr(Charges, "_postpone", believe)
+
+
+@bug
+def a_period_is_charged_again_after_a_crash(patch: pytest.MonkeyPatch) -> None:
+    """Name a charge by chance and not by what it is for, and look for none that is there."""
+    numbers = itertools.count()
+    new_charges = charges_module.new_charges
+
+    def forgetful(bill: Any, review: Any, *, now_ms: int) -> Any:
+        found = new_charges(attrs.evolve(bill, charges=()), review, now_ms=now_ms)
+        return tuple(attrs.evolve(each, id=f"{each.id}{next(numbers)}") for each in found)
+
+    patch.setattr(charges_module, "new_charges", forgetful)
+
+
+@bug
+def what_is_reported_late_is_never_charged(patch: pytest.MonkeyPatch) -> None:
+    """Charge a period once and never look at it again."""
+    bills = MemoryCharges.bills
+
+    async def once(self: MemoryCharges, **chosen: Any) -> Sequence[Any]:
+        found = await bills(self, **chosen)
+        return [each for each in found if not each.charges]
+
+    patch.setattr(MemoryCharges, "bills", once)
+
+
+@bug
+def every_row_is_rounded_to_cents(patch: pytest.MonkeyPatch) -> None:
+    """Cut the fractions of a cent off, as an integer conversion does."""
+
+    def cut(costs: Sequence[Any]) -> Mapping[Any, int]:
+        return {cost.resource: int(cost.cost_usd * 100) for cost in costs}
+
+    patch.setattr(overage, "targets_cents", cut)
+
+
+@bug
+def a_notice_is_done_before_it_is_followed(patch: pytest.MonkeyPatch) -> None:
+    """Mark the events first; what they lead to is lost when the store is away."""
+    follow = StripeActor._follow
+
+    async def done_first(
+        self: StripeActor, organization_id: str, subscription_id: str, news: Any, done: Any, s: Any
+    ) -> None:
+        told = stripe_module._told(done, otherwise="applied")
+        await self._finish(stripe_module.Settlement(done=told, at_ms=self._clock.now_ms()))
+        await follow(self, organization_id, subscription_id, news, done, s)
+
+    patch.setattr(StripeActor, "_follow", done_first)
+
+
+@bug
+def payloads_are_trusted(patch: pytest.MonkeyPatch) -> None:
+    """Apply what a notice says, whatever has happened since."""
+
+    async def as_told(self: StripeActor, subscription_id: str, signals: Any) -> Any:
+        del self, subscription_id
+        news = stripe_module._from_payloads(signals)
+        for known in (news.subscriptions, news.invoices):
+            for key, each in known.items():
+                known[key] = attrs.evolve(each, version="9")  # type: ignore[index,assignment,misc]
+        return news
+
+    patch.setattr(StripeActor, "_look", as_told)
+
+
+@bug
+def a_notice_that_failed_is_given_up(patch: pytest.MonkeyPatch) -> None:
+    """Let an event be dead at its first failure."""
+
+    async def fail(self: StripeActor, events: Sequence[Any], error: Exception) -> None:
+        await self._store.give_up([each.event.id for each in events], error=str(error))
+
+    patch.setattr(StripeActor, "_fail", fail)
+
+    async def nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    patch.setattr(StripeReconciliation, "run", nothing)
+
+
+@bug
+def lost_notices_are_never_missed(patch: pytest.MonkeyPatch) -> None:
+    """Reconcile nothing: what Stripe could not tell stays unknown."""
+
+    async def nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    patch.setattr(StripeReconciliation, "run", nothing)
+
+
+@bug
+def a_payment_hold_is_never_lifted(patch: pytest.MonkeyPatch) -> None:
+    """Suspend who does not pay, and stay with it."""
+    with_hold = following.with_payment_hold
+
+    def keep(profile: Any, *, is_placed: bool) -> Any:
+        return with_hold(profile, is_placed=is_placed or Hold.PAYMENT in profile.holds)
+
+    patch.setattr(following, "with_payment_hold", keep)
+
+
+@bug
+def a_renewal_zeroes_the_counter(patch: pytest.MonkeyPatch) -> None:
+    """Reset the open period's counter when an invoice was paid, as rivals do."""
+    follow = following.follow
+
+    def zeroing(state: Any, command: Any, now_ms: int) -> Any:
+        if any(each.status == "paid" for each in command.invoices):
+            state.period = attrs.evolve(state.period, used_ms=state.period.recorded_ms)
+        return follow(state, command, now_ms)
+
+    patch.setattr("meterd.core.decide.follow", zeroing)
