@@ -75,8 +75,8 @@ class MeterdProcess:
     def __init__(
         self,
         database: Database,
-        tables: StripeTables,
-        account: StripeAccount,
+        tables: StripeTables | None = None,
+        account: StripeAccount | None = None,
         *,
         chance: Chance,
         wall_ms: Callable[[], int],
@@ -126,7 +126,14 @@ class MeterdProcess:
             decide=decide,
             slowing=lambda: self.clock.slowing,
         )
-        self._follow_stripe(database, tables, account, chance, weather)
+        self._services: dict[str, Callable[[], Awaitable[None]]] = {
+            "ledger": self.ledger.run,
+            "activation": self.organizations.cells.activation.run,
+            "timers": self.organizations.cells.timers.run,
+            "janitor": self.organizations.cells.run_janitor,
+        }
+        if tables is not None and account is not None:
+            self._follow_stripe(database, tables, account, chance, weather)
         self.ended = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._lines: list[Line] = []
@@ -186,6 +193,7 @@ class MeterdProcess:
             clock=self.clock,
             ids=IdSource(self.clock.now_ms, chance.random),
         )
+        self._services |= {"stripe": self.follower.run, "charges": self.charges.run}
 
     async def hear(self, payload: str) -> bool:
         """Take a notice of Stripe as the webhook's route does; False: it was not kept."""
@@ -200,24 +208,15 @@ class MeterdProcess:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live; returns when the process has died, however it did."""
-        organizations = self.organizations
-        services = {
-            "ledger": self.ledger.run,
-            "activation": organizations.cells.activation.run,
-            "timers": organizations.cells.timers.run,
-            "janitor": organizations.cells.run_janitor,
-            "stripe": self.follower.run,
-            "charges": self.charges.run,
-        }
         task_status.started()
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 if self.is_dead:
                     return
-                for name, run in services.items():
+                for name, run in self._services.items():
                     nursery.start_soon(Service(name, run, clock=self.clock).run)
-                await organizations.cells.activate_at_work()
+                await self.organizations.cells.activate_at_work()
                 self.is_accepting = True
                 await trio.sleep_forever()
         except* EXPECTED_ENDS:

@@ -9,14 +9,17 @@ from typing import Any
 import attrs
 import pytest
 
-from meterd.actors import charges as charges_module, stripe as stripe_module
+from meterd.actors import charges as charges_module
 from meterd.actors.charges import Charges
 from meterd.actors.reconciliation import StripeReconciliation
 from meterd.actors.stripe import StripeActor
+from meterd.actors.stripe_following import Follower
+from meterd.actors.stripe_news import from_payloads
 from meterd.adapters.memory.charges import MemoryCharges
 from meterd.core import following, overage
 from meterd.core.organization import Hold
 from meterd.core.overage import ChargeState, Move
+from meterd.ports import Settlement
 from tests.simulation.planted import bug
 
 
@@ -70,10 +73,9 @@ def a_push_without_a_reply_is_taken_for_done(patch: pytest.MonkeyPatch) -> None:
 def a_period_is_charged_again_after_a_crash(patch: pytest.MonkeyPatch) -> None:
     """Name a charge by chance and not by what it is for, and look for none that is there."""
     numbers = itertools.count()
-    new_charges = charges_module.new_charges
 
     def forgetful(bill: Any, review: Any, *, now_ms: int) -> Any:
-        found = new_charges(attrs.evolve(bill, charges=()), review, now_ms=now_ms)
+        found = overage.new_charges(attrs.evolve(bill, charges=()), review, now_ms=now_ms)
         return tuple(attrs.evolve(each, id=f"{each.id}{next(numbers)}") for each in found)
 
     patch.setattr(charges_module, "new_charges", forgetful)
@@ -103,32 +105,30 @@ def every_row_is_rounded_to_cents(patch: pytest.MonkeyPatch) -> None:
 
 @bug
 def a_notice_is_done_before_it_is_followed(patch: pytest.MonkeyPatch) -> None:
-    """Mark the events first; what they lead to is lost when the store is away."""
-    follow = StripeActor._follow
+    """Mark events first; what they lead to is lost when Stripe or the store is away."""
+    settle = Follower.settle
 
-    async def done_first(
-        self: StripeActor, organization_id: str, subscription_id: str, news: Any, done: Any, s: Any
-    ) -> None:
-        told = stripe_module._told(done, otherwise="applied")
-        await self._finish(stripe_module.Settlement(done=told, at_ms=self._clock.now_ms()))
-        await follow(self, organization_id, subscription_id, news, done, s)
+    async def done_first(self: Follower, events: Sequence[Any]) -> None:
+        done = {pending.event.id: "applied" for pending in events}
+        await self._finish(Settlement(done=done, at_ms=self._clock.now_ms()))
+        await settle(self, events)
 
-    patch.setattr(StripeActor, "_follow", done_first)
+    patch.setattr(Follower, "settle", done_first)
 
 
 @bug
 def payloads_are_trusted(patch: pytest.MonkeyPatch) -> None:
     """Apply what a notice says, whatever has happened since."""
 
-    async def as_told(self: StripeActor, subscription_id: str, signals: Any) -> Any:
+    async def as_told(self: Follower, subscription_id: str, signals: Any) -> Any:
         del self, subscription_id
-        news = stripe_module._from_payloads(signals)
+        news = from_payloads(signals)
         for known in (news.subscriptions, news.invoices):
-            for key, each in known.items():
-                known[key] = attrs.evolve(each, version="9")  # type: ignore[index,assignment,misc]
+            for key, each in dict[str, Any](known).items():
+                known[key] = attrs.evolve(each, version="9")
         return news
 
-    patch.setattr(StripeActor, "_look", as_told)
+    patch.setattr(Follower, "_look", as_told)
 
 
 @bug

@@ -79,6 +79,7 @@ class StripeAccount:
         self._undelivered: dict[str, None] = {}
         self._to_tell: list[tuple[str, str]] = []
         self._kick = trio.Event()
+        self._told = trio.Event()
         start_s = true_ms() // 1_000 - 32 * 86_400
         clock = VirtualClock(start_s=start_s, wall_s=lambda: true_ms() // 1_000)
         settings = Settings(
@@ -283,6 +284,7 @@ class StripeAccount:
         """Keep what is to be told: payload as of now, whatever becomes of the object."""
         if not self._is_mute:
             self._to_tell.append((str(event["id"]), json.dumps(event)))
+            self._told.set()
         self._undelivered[str(event["id"])] = None
         self._kick.set()
 
@@ -290,10 +292,11 @@ class StripeAccount:
         """Send notices, each by itself and for as long as it takes."""
         async with trio.open_nursery() as nursery:
             while True:
+                self._told = trio.Event()
                 told, self._to_tell = self._to_tell, []
                 for event_id, payload in told:
                     nursery.start_soon(self._tell, event_id, payload, find_inbox)
-                await trio.sleep(0.25)
+                await self._told.wait()
 
     async def _tell(
         self, event_id: str, payload: str, find_inbox: Callable[[], Inbox | None]
