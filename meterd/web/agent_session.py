@@ -116,13 +116,16 @@ class AgentSession:
 
     # --- what the transport calls -----------------------------------------------------------
 
-    def on_text(self, payload: bytes) -> None:
-        """Take one text message: one object, or an array of up to 1,000."""
-        # Only a client that sends arrays is sent some: it shows that it understands them.
-        self._takes_arrays = self._takes_arrays or payload.lstrip()[:1] == b"["
+    def on_texts(self, payloads: Sequence[bytes]) -> None:
+        """Take text messages: each is one object, or an array of up to 1,000."""
+        messages: list[ClientMessage | Mistake] = []
+        for payload in payloads:
+            # Only a client that sends arrays is sent some: it shows that it understands them.
+            self._takes_arrays = self._takes_arrays or payload.lstrip()[:1] == b"["
+            messages += read_frame(payload)
         self._outgoing = []
         try:
-            self._take_all(read_frame(payload))
+            self._take_all(messages)
         finally:
             self._flush()
 
@@ -183,7 +186,7 @@ class AgentSession:
     # --- messages in --------------------------------------------------------------------------
 
     def _take_all(self, messages: Sequence[ClientMessage | Mistake]) -> None:
-        """Take the messages of a frame in order; reports in a row are asked for together."""
+        """Take messages in order; reports in a row are asked for together."""
         index = row_end = 0
         is_together = True
         while index < len(messages) and self._transport.is_open:

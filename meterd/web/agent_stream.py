@@ -188,7 +188,7 @@ async def _read_messages(session: StreamSession, outbox: Outbox) -> None:
         if not outbox.is_open:
             continue
         if isinstance(message, str):
-            session.on_text(message.encode())
+            session.on_texts([message.encode()])
         else:
             session.on_binary(message)
 

@@ -97,8 +97,11 @@ class StreamTransport(Protocol):
 class StreamSession(Protocol):
     """One authenticated agent stream, as the code that understands its messages sees it."""
 
-    def on_text(self, payload: bytes) -> None:
-        """Take one text message: whole, valid UTF-8, at most the message limit."""
+    def on_texts(self, payloads: Sequence[bytes]) -> None:
+        """Take the text messages of one read, in order: each whole, UTF-8, within the limit.
+
+        Once a message has made it close its transport, the rest is not to be taken.
+        """
 
     def on_binary(self, payload: bytes) -> None:
         """Take one binary message, which the protocol does not know."""

@@ -8,7 +8,7 @@ Rule 3: nothing is expected from a viewer; who talks nevertheless is closed with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -128,16 +128,15 @@ class LiveSession:
         """Close when the session that opened it has ended: who still looks comes again."""
         self._transport.close(CLOSE_UNAUTHORIZED, "the session has ended")
 
-    def on_text(self, payload: bytes) -> None:
+    def on_texts(self, payloads: Sequence[bytes]) -> None:
         """Overlook what a viewer says, for a while."""
-        del payload
-        self._talk += 1
+        self._talk += len(payloads)
         if self._talk > TALK_MAX:
             self._transport.close(CLOSE_NOT_EXPECTED, "nothing is expected here")
 
     def on_binary(self, payload: bytes) -> None:
         """Overlook it like text."""
-        self.on_text(payload)
+        self.on_texts([payload])
 
     async def settled(self) -> None:
         """Return at once: nothing is owed."""

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -61,9 +62,10 @@ class Acking:
 
     transport: StreamTransport
 
-    def on_text(self, payload: bytes) -> None:
-        assert payload
-        self.transport.send(ACK)
+    def on_texts(self, payloads: Sequence[bytes]) -> None:
+        for payload in payloads:
+            assert payload
+            self.transport.send(ACK)
 
     def on_binary(self, payload: bytes) -> None:
         self.transport.close(1003, f"{len(payload)} bytes")

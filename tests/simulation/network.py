@@ -7,7 +7,7 @@ lies in one heap, delivered by one task in the order of (instant, number).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 import trio
@@ -35,8 +35,8 @@ class Server(Protocol):
 class SessionLike(Protocol):
     """A stream, as its transport drives it."""
 
-    def on_text(self, payload: bytes) -> None:
-        """Take a frame."""
+    def on_texts(self, payloads: Sequence[bytes]) -> None:
+        """Take frames."""
 
     def on_end(self, code: int) -> None:
         """Learn that the stream is over."""
@@ -160,7 +160,7 @@ class Line:
 
         def arrive() -> None:
             if not self._server.is_dead and self._session is not None:
-                self._session.on_text(frame.encode())
+                self._session.on_texts([frame.encode()])
 
         self._network.send(arrive)
 

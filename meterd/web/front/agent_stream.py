@@ -86,6 +86,7 @@ class AgentStream:
             items_max=limits.stream_outbox_items_max, bytes_max=limits.stream_outbox_bytes_max
         )
         self._session: StreamSession | None = None
+        self._texts: list[bytes] = []  # of the slice at hand
         self._control: list[bytes] = []  # pongs and pings, written after the queued messages
         self._fragments: bytearray | None = None
         self._is_writing = False
@@ -211,6 +212,7 @@ class AgentStream:
                 for frame in protocol.events_received():
                     assert isinstance(frame, Frame), frame
                     self._on_frame(frame, session)
+                self._give_texts(session)
                 self.outbox.release()
                 if protocol.close_rcvd is not None or protocol.parser_exc is not None:
                     return
@@ -227,7 +229,7 @@ class AgentStream:
     def _on_frame(self, frame: Frame, session: StreamSession) -> None:
         opcode = frame.opcode
         if opcode is Opcode.TEXT and frame.fin:
-            self._on_text(bytes(frame.data), session)
+            self._on_text(bytes(frame.data))
         elif opcode in {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}:
             self._on_fragment(frame, session)
 
@@ -242,13 +244,13 @@ class AgentStream:
             message = bytes(self._fragments)
             self._fragments = None
             if not self._is_binary:
-                self._on_text(message, session)
-            elif self.outbox.is_open:
-                session.on_binary(message)
+                self._on_text(message)
+            else:
+                self._give_texts(session)
+                if self.outbox.is_open:
+                    session.on_binary(message)
 
-    def _on_text(self, payload: bytes, session: StreamSession) -> None:
-        if not self.outbox.is_open:
-            return  # we have asked to close; what still comes is not taken
+    def _on_text(self, payload: bytes) -> None:
         if not payload.isascii():
             try:
                 payload.decode()
@@ -256,8 +258,14 @@ class AgentStream:
                 self._protocol.parser_exc = ProtocolError("invalid UTF-8")
                 self._protocol.fail(CloseCode.INVALID_DATA, "invalid UTF-8")
                 return
-        self._counters.stream_messages += 1
-        session.on_text(payload)
+        self._texts.append(payload)
+
+    def _give_texts(self, session: StreamSession) -> None:
+        """Give the session what has come, all at once: reports are cheaper together."""
+        texts, self._texts = self._texts, []
+        if texts and self.outbox.is_open:  # else we have asked to close: nothing more is taken
+            self._counters.stream_messages += len(texts)
+            session.on_texts(texts)
 
     async def _say_farewell(self, session: StreamSession) -> None:
         """Write what is owed, then the close frame (or echo) that the protocol has prepared."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 import pytest
@@ -44,7 +44,12 @@ class EchoSession:
     ended: list[int] = attrs.field(factory=list)
     owed: list[bytes] = attrs.field(factory=list)
 
-    def on_text(self, payload: bytes) -> None:
+    def on_texts(self, payloads: Sequence[bytes]) -> None:
+        for payload in payloads:
+            if self.transport.is_open:
+                self._on_text(payload)
+
+    def _on_text(self, payload: bytes) -> None:
         self.texts.append(payload)
         if payload == b"raise":
             raise RuntimeError("planted")

@@ -38,7 +38,7 @@ class Line:
     def say(self, *messages: object) -> None:
         """Send each message as its own frame."""
         for message in messages:
-            self.session.on_text(json.dumps(message).encode())
+            self.session.on_texts([json.dumps(message).encode()])
 
     def read(self) -> list[dict[str, Any]]:
         """Return every message that is in the outbox now."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from meterd.web.agent_session import MISTAKES_MAX
 from tests.served import World, open_world
 from tests.unit.web.test_agent_session import Line, beat, finish, open_line
 
@@ -32,7 +33,7 @@ async def started(line: Line, *task_ids: str) -> None:
 
 def send(line: Line, *messages: object) -> None:
     """Send the messages as one frame."""
-    line.session.on_text(json.dumps(messages).encode())
+    line.session.on_texts([json.dumps(messages).encode()])
 
 
 def acks(heard: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
@@ -110,3 +111,34 @@ async def test_reports_that_reach_the_limit_stop_every_task(world: World) -> Non
         assert {one["task_id"] for one in heard if one["type"] == "stop"} == {"t", "u"}
         billed_ms = {task_id: metered_ms for task_id, _, metered_ms, _ in acks(heard)}
         assert billed_ms == {"t": 14_000, "u": 11_000}
+
+
+async def test_single_frames_that_arrive_together_are_decided_together(world: World) -> None:
+    """One fact for all of them, and an acknowledgement for each that has a `ref`."""
+    async with open_line(world) as line:
+        await started(line, "t", "u")
+        facts = world.services.organizations.ledger.last_seq("org_1")
+        frames = [beat(1_000, ref=1), beat(1_000, "u", ref=2), beat(2_000, ref=3)]
+        line.session.on_texts([json.dumps(frame).encode() for frame in frames])
+
+        assert world.services.organizations.ledger.last_seq("org_1") == facts + 1
+        assert acks(await line.settle()) == [
+            ("t", 1_000, 1_000, 1),
+            ("u", 1_000, 1_000, 2),
+            ("t", 2_000, 2_000, 3),
+        ]
+
+
+async def test_nothing_is_taken_after_the_message_that_closed_the_stream(world: World) -> None:
+    """Also when it arrived in the same read."""
+    async with open_line(world) as line:
+        await started(line, "t")
+        nonsense = [b"nonsense"] * MISTAKES_MAX
+        line.session.on_texts([*nonsense, json.dumps(beat(5_000)).encode()])
+        heard = await line.settle()
+
+        assert [one["type"] for one in heard] == ["error"] * MISTAKES_MAX
+        state = world.services.organizations.cells.get("org_1")
+        assert state is not None
+        assert state.state is not None
+        assert state.state.running["t"].elapsed_ms == 0
