@@ -29,6 +29,7 @@ import trio
 from tests.conftest import start_session_server, stop_session_server
 from tests.crash.findings import Findings
 from tests.crash.kills import kill_meterd, kill_postgres
+from tests.crash.named_kills import kill_at_points
 from tests.crash.outages import cut_after_commit, freeze, unreachable
 from tests.crash.overspend import race_for_the_last_minute
 from tests.crash.report import NOT_SIMULATED, Simulated, Trial, written
@@ -48,6 +49,7 @@ def arguments_of(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make prove ARGS=...", description=__doc__)
     for name, default, what in (
         ("meterd-kills", 10, "kill -9 of meterd"),
+        ("named-kills", 2, "kill -9 at each named point of the code"),
         ("postgres-kills", 6, "kill -9 of PostgreSQL"),
         ("freezes", 2, "times PostgreSQL is frozen with SIGSTOP"),
         ("outages", 4, "black holes and refused connections, in turn"),
@@ -99,6 +101,13 @@ def run_trials(options: argparse.Namespace) -> list[Trial]:
             options.meterd_kills,
             lambda: on_own_server(
                 partial(kill_meterd, cycles=options.meterd_kills, agents=agents, random=random)
+            ),
+        ),
+        (
+            "kill -9 at named points (flush, period's end)",
+            options.named_kills,
+            lambda: on_own_server(
+                partial(kill_at_points, rounds=options.named_kills, agents=agents, random=random)
             ),
         ),
         (

@@ -22,6 +22,10 @@ PROMISES = (
         (
             "tests/crash/test_kill.py::test_kill_9_of_meterd_under_load_loses_and_doubles_nothing",
             "tests/crash/test_kill.py::test_kill_9_of_postgres_under_load_loses_and_doubles_nothing",
+            (
+                "tests/crash/test_named_kills.py"
+                "::test_a_kill_around_a_flush_or_a_period_s_end_loses_and_doubles_nothing"
+            ),
             "tests/simulation/test_worlds.py::test_no_world_breaks_a_promise",
         ),
     ),
@@ -46,6 +50,7 @@ PROMISES = (
                 "tests/integration/service/test_charges.py"
                 "::test_closed_period_becomes_one_invoice_item_although_replies_are_lost"
             ),
+            ("tests/crash/test_named_kills.py::test_a_kill_around_a_push_makes_one_invoice_item"),
             "tests/simulation/test_worlds.py::test_no_world_breaks_a_promise",
         ),
     ),
@@ -86,9 +91,10 @@ PROMISES = (
         "No tenant sees anything of another.",
         (
             (
-                "tests/integration/web/test_routes.py"
-                "::test_another_tenants_task_is_answered_like_a_missing_one"
+                "tests/security/test_every_route.py"
+                "::test_another_tenants_id_is_answered_like_a_missing_one"
             ),
+            "tests/security/test_every_route.py::test_nobody_is_let_in",
             (
                 "tests/integration/service/test_events.py"
                 "::test_another_tenants_events_are_neither_known_nor_voidable"

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -84,10 +84,17 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def running_meterd(
-    *options: str, settings: Mapping[str, str] | None = None, port: int = 0
+    *options: str,
+    settings: Mapping[str, str] | None = None,
+    port: int = 0,
+    program: Sequence[str] = ("meterd",),
 ) -> AsyncIterator[Service]:
-    """Run `meterd serve` with options for the length of the block; it must become ready."""
-    command = [sys.executable, "-m", "meterd", "serve", "--bind", f"127.0.0.1:{port}", *options]
+    """Run `meterd serve` with options for the length of the block; it must become ready.
+
+    `program` is the module to run, with what goes before `serve`.
+    """
+    serve = ["serve", "--bind", f"127.0.0.1:{port}", *options]
+    command = [sys.executable, "-m", *program, *serve]
     log: list[str] = []
     async with trio.open_nursery() as nursery:
 
