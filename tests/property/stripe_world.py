@@ -22,12 +22,13 @@ from meterd.actors.stripe import StripeActor, StripePolicy
 from meterd.adapters.ids import IdSource
 from meterd.adapters.memory.store import Database, MemoryStore
 from meterd.adapters.memory.stripe import MemoryStripe
+from meterd.core.commands import Adjust, Adjusted, Audited
 from meterd.core.decide import decide
 from meterd.core.organization import Profile
 from meterd.core.period import calendar_period
 from meterd.core.plan import NO_CONTRACT, Terms, Tier, resolve
 from meterd.core.stripe_objects import read_event
-from meterd.core.units import DAY_MS, SECOND_MS
+from meterd.core.units import DAY_MS, MINUTE_MS, SECOND_MS
 from meterd.ports import NewOrganization, SubscriptionReading
 from meterd.testing.fake_stripe.api import Call
 from meterd.testing.fake_stripe.clock import VirtualClock
@@ -43,6 +44,11 @@ START_S = 1_767_225_600
 """2026-01-01T00:00:00Z."""
 
 ORGANIZATION_ID = "org_1"
+
+USED_DAYS = range(3, 165, 9)
+"""Days after the start on which the organization uses a few minutes, whatever it has heard."""
+
+USED_MS = 5 * MINUTE_MS
 
 
 @attrs.define
@@ -296,15 +302,28 @@ async def deliver(meterd: Meterd, payload: str) -> None:
         meterd.actor.kick()
 
 
+async def use(meterd: Meterd) -> None:
+    """Book agent time; no plan of the history has too little for it."""
+    command = Adjust(audited=Audited(actor="key_1", reason="used"), agent_ms=USED_MS)
+    answer = await meterd.organizations.ask(ORGANIZATION_ID, command)
+    assert isinstance(answer.outcome, Adjusted), answer
+    await meterd.organizations.durable(ORGANIZATION_ID, answer.seq)
+
+
 async def live_through(
     history: History, deliveries: list[tuple[int, str]], *, has_key: bool
 ) -> Meterd:
     """Live through a history, hearing of it at these times, and stop when all is quiet."""
+    used_s = [START_S + day * DAY_S for day in USED_DAYS]
+    uses = [(at_s, "") for at_s in used_s if at_s <= history.end_s]
     async with trio.open_nursery() as nursery:
         meterd = await open_meterd(nursery, history, has_key=has_key)
-        for at_s, payload in sorted(deliveries):
+        for at_s, payload in sorted([*deliveries, *uses]):
             await trio.sleep_until(meterd.clock.base_s + at_s - START_S)
-            await deliver(meterd, payload)
+            if payload:
+                await deliver(meterd, payload)
+            else:
+                await use(meterd)
         await trio.sleep_until(meterd.clock.base_s + history.end_s - START_S)
         for _ in range(1_000):
             if all(kept.state != "pending" for kept in meterd.inbox.events.values()):
@@ -317,11 +336,15 @@ async def live_through(
 
 
 async def standing_of(meterd: Meterd) -> dict[str, object]:
-    """Return what an organization's state says of its subscription."""
+    """Return what an organization's state says of its subscription, and all that it has used.
+
+    Which period a minute is in may depend on when a start was heard of; that it is in one may not.
+    """
     cell = meterd.organizations.cells.get(ORGANIZATION_ID)
     assert cell is not None
     assert cell.state is not None
     state, profile = cell.state, cell.state.profile
+    record = meterd.database.organizations[ORGANIZATION_ID]
     return {
         "plan": state.terms.plan,
         "trialing": state.terms.trialing,
@@ -332,6 +355,7 @@ async def standing_of(meterd: Meterd) -> dict[str, object]:
         "cycle": profile.cycle,
         "alerts": profile.billing_alerts,
         "period": (state.period.start_ms, state.period.end_ms),
-        "used": state.period.used_ms,
+        "used_ever": sum(period.used_ms for _, period in record.periods.values()),
+        "in_rows": sum(row.quantity_ms for row in record.rows.values()),
         "outcomes": {kept.outcome for kept in meterd.inbox.events.values()} - {"unknown_type"},
     }
