@@ -10,11 +10,13 @@ from trio.testing import MockClock
 
 from meterd.actors.charges import ChargePolicy, MoveRefused
 from meterd.adapters.stripe.billing import StripeBilling
+from meterd.core.commands import Heartbeat
 from meterd.core.overage import Charge, ChargeState, Review
 from meterd.core.plan import Contract, Tier
-from meterd.core.units import HOUR_MS
+from meterd.core.units import HOUR_MS, MINUTE_MS, SECOND_MS
 from meterd.testing.fake_stripe import RequestFault
 from tests.integration.billing.rig import DAY_S, Rig, open_rig
+from tests.organizations import make_start
 
 
 # The client hands httpx its body in an outdated way.
@@ -325,3 +327,44 @@ async def test_the_actor_runs_by_itself_and_survives_a_store_that_is_away(
         assert only(rig).state is ChargeState.PUSHED
         assert rig.charges.last_error is None
         assert not rig.charges.is_away
+
+
+async def test_a_task_that_runs_over_the_renewal_is_charged_in_the_periods_it_ran_in(
+    autojump_clock: MockClock,
+) -> None:
+    """Ten minutes before it, five of them past the plan, four after it: 25 cents, once."""
+    async with open_rig() as rig:
+        await rig.create("org_1", contract=SMALL)
+        rig.subscribe("org_1", rig.make_price("pro", 14_900))
+        await rig.hear()
+        await rig.use("org_1", 95)
+        await rig.advance(31 - 10 / 1_440)
+        (item,) = rig.fake.objects("subscription")[0]["items"]["data"]
+        boundary_s = item["current_period_end"]
+
+        async def report(times: int) -> None:
+            """Run on, reporting every half minute."""
+            for _ in range(times):
+                rig.fake.clock.jump_to(rig.fake.clock.now_s + 30)
+                elapsed_ms = (rig.fake.clock.now_s - started_s) * SECOND_MS
+                answer = await rig.organizations.ask("org_1", Heartbeat("task_1", elapsed_ms))
+                await rig.organizations.durable("org_1", answer.seq)
+
+        started_s = rig.fake.clock.now_s
+        await rig.organizations.ask("org_1", make_start("task_1"))
+        await report(19)
+        rig.fake.clock.jump_to(boundary_s + 5)
+        while rig.fake.world.run_due():
+            pass
+        await rig.hear()
+        await rig.work()
+        assert rig.kept.kept == {}, "the task has not said yet how long it ran before the end"
+        rig.fake.clock.jump_to(started_s + 10 * 60)
+        await report(8)
+        await rig.work()
+
+        charge = only(rig)
+        assert (charge.quantity, charge.amount_cents, charge.state) == (5, 25, ChargeState.PUSHED)
+        record = rig.database.organizations["org_1"]
+        used = [period.used_ms // MINUTE_MS for _, period in record.periods.values()]
+        assert used == [105, 4]
