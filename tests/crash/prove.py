@@ -2,6 +2,7 @@
 
 Runs every trial of this folder and worlds of the simulation, prints progress, and writes
 `reports/proof-YYYY-MM-DD.md`. Exit 1 when a promise was broken; the report is written all the same.
+Ctrl-C and SIGTERM end it cleanly: what it started is stopped, what it has is written, exit 130.
 """
 
 # ruff: noqa: T201  # a command speaks to its terminal
@@ -12,6 +13,7 @@ import argparse
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -28,6 +30,7 @@ import trio
 
 from tests.conftest import start_session_server, stop_session_server
 from tests.crash.findings import Findings
+from tests.crash.full_disk import NoSmallDiskError, full_disk, small_disk
 from tests.crash.kills import kill_meterd, kill_postgres
 from tests.crash.named_kills import kill_at_points
 from tests.crash.outages import cut_after_commit, freeze, unreachable
@@ -52,6 +55,7 @@ def arguments_of(given: Sequence[str]) -> argparse.Namespace:
         ("named-kills", 2, "kill -9 at each named point of the code"),
         ("postgres-kills", 6, "kill -9 of PostgreSQL"),
         ("freezes", 2, "times PostgreSQL is frozen with SIGSTOP"),
+        ("full-disks", 2, "full disks, for tables and for the log in turn; needs root"),
         ("outages", 4, "black holes and refused connections, in turn"),
         ("cuts", 12, "commits whose answer is cut off"),
         ("races", 5, "races for the last minute of a hard limit"),
@@ -92,7 +96,13 @@ def on_embedded(trial: Callable[[Path], Coroutine[Any, Any, Findings]]) -> Findi
         return trio.run(trial, directory)
 
 
-def run_trials(options: argparse.Namespace) -> list[Trial]:
+def on_small_disk(trial: Callable[[Path], Coroutine[Any, Any, Findings]]) -> Findings:
+    """Run a trial whose meterd has its embedded PostgreSQL on a disk that is soon full."""
+    with own_directory() as directory, small_disk(directory):
+        return trio.run(trial, directory)
+
+
+def run_trials(options: argparse.Namespace) -> Iterator[Trial]:
     """Run everything that takes real processes, one after the other."""
     agents, random = options.agents, Random(options.seed)
     plans: list[tuple[str, int, Callable[[], Findings]]] = [
@@ -123,6 +133,11 @@ def run_trials(options: argparse.Namespace) -> list[Trial]:
             lambda: on_embedded(partial(freeze, cycles=options.freezes, agents=agents)),
         ),
         (
+            "disk of PostgreSQL full (tables, log)",
+            options.full_disks,
+            lambda: on_small_disk(partial(full_disk, cycles=options.full_disks, agents=agents)),
+        ),
+        (
             "PostgreSQL unreachable (black hole, refused)",
             options.outages,
             lambda: on_own_server(partial(unreachable, cycles=options.outages, agents=agents)),
@@ -140,15 +155,21 @@ def run_trials(options: argparse.Namespace) -> list[Trial]:
             ),
         ),
     ]
-    return [run_trial(name, run) for name, cycles, run in plans if cycles > 0]
+    for name, cycles, run in plans:
+        trial = run_trial(name, run) if cycles > 0 else None
+        if trial is not None:
+            yield trial
 
 
-def run_trial(name: str, run: Callable[[], Findings]) -> Trial:
-    """Run one trial; one that breaks down has broken a promise."""
+def run_trial(name: str, run: Callable[[], Findings]) -> Trial | None:
+    """Run one trial; one that breaks down has broken a promise. None: not on this machine."""
     print(f"{name} ...", flush=True)
     began_s = time.monotonic()
     try:
         found = run()
+    except NoSmallDiskError as error:
+        print(f"  left out: {error}", flush=True)
+        return None
     except Exception as error:  # noqa: BLE001  # whatever it dies of belongs into the report
         found = Findings(broken=[f"{name} broke down: {causes(error)}"])
     trial = Trial(name, found, time.monotonic() - began_s)
@@ -183,7 +204,9 @@ def simulate(seeds: int, bugs: int) -> Simulated:
     # Where worlds fail without a bug, one that fails with it shows nothing.
     if not failures and names:
         print(f"{len(names)} planted bugs ...", flush=True)
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        with multiprocessing.get_context("spawn").Pool(
+            processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        ) as pool:
             is_found = pool.map(finds, names, chunksize=1)
         found = [name for name, is_true in zip(names, is_found, strict=True) if is_true]
     print(f"  {len(failures)} worlds failed, {len(found)}/{len(names)} bugs found", flush=True)
@@ -205,23 +228,43 @@ def finds(name: str) -> bool:
         return any(isinstance(live_once(seed), Failure) for seed in range(BUG_SEEDS))
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Tell whether somebody ended the proof; a nursery wraps that in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(KeyboardInterrupt) is not None
+    return isinstance(error, KeyboardInterrupt)
+
+
 def main(given: Sequence[str]) -> int:
     """Prove, write the report, and say whether every promise was kept."""
     options = arguments_of(given)
     begun_at = datetime.now(UTC)
     path = options.report or ROOT / "reports" / f"proof-{begun_at:%Y-%m-%d}.md"
     path.parent.mkdir(exist_ok=True)
-    report = partial(
-        written,
-        run_trials(options),
+    # Trio knows what to do about SIGINT only.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    trials: list[Trial] = []
+    simulated, ended_early = NOT_SIMULATED, False
+    try:
+        for trial in run_trials(options):
+            trials.append(trial)  # noqa: PERF402  # what is done counts when the next is ended
+        simulated = simulate(options.seeds, options.bugs)
+    except BaseException as error:
+        if not is_interrupt(error):
+            raise
+        ended_early = True
+    text, is_kept = written(
+        trials,
+        simulated,
         begun_at=begun_at,
         command=" ".join(["python -m tests.crash.prove", *given]),
         seed=options.seed,
+        ended_early=ended_early,
     )
-    # Who ends it during the simulation still has what the trials found.
-    path.write_text(report(NOT_SIMULATED)[0], encoding="utf-8")
-    text, is_kept = report(simulate(options.seeds, options.bugs))
     path.write_text(text, encoding="utf-8")
+    if ended_early:
+        print(f"ended before its end; what it has: {path}")
+        return 128 + signal.SIGINT
     print(f"{'every promise was kept' if is_kept else 'A PROMISE WAS BROKEN'}: {path}")
     return 0 if is_kept else 1
 

@@ -85,6 +85,10 @@ PROMISES = (
                 "tests/crash/test_outages.py"
                 "::test_an_unreachable_postgres_stops_no_enforcement_and_loses_nothing"
             ),
+            (
+                "tests/crash/test_full_disk.py"
+                "::test_a_full_disk_stops_no_enforcement_and_loses_nothing"
+            ),
         ),
     ),
     (
@@ -166,8 +170,9 @@ def written(
     begun_at: datetime,
     command: str,
     seed: int,
+    ended_early: bool = False,
 ) -> tuple[str, bool]:
-    """Return the report as Markdown, and whether every promise was kept."""
+    """Return the report as Markdown, and whether every promise was kept, all of them tried."""
     summed = total([trial.found for trial in trials])
     missed = [name for name in simulated.planted if name not in simulated.found]
     broken = [
@@ -175,11 +180,15 @@ def written(
         *simulated.failed,
         *(f"planted bug not found: {name}" for name in missed),
     ]
-    is_kept = not broken and (summed.lost_ms, summed.doubled_ms, summed.over_ms) == (0, 0, 0)
+    is_kept = not (broken or ended_early) and (
+        summed.lost_ms,
+        summed.doubled_ms,
+        summed.over_ms,
+    ) == (0, 0, 0)
     lines = [
         f"# Proof, {begun_at:%Y-%m-%d}",
         "",
-        "**Every promise was kept.**" if is_kept else "**A promise was broken**, see the end.",
+        _verdict(is_kept=is_kept, ended_early=ended_early),
         "[How to read and repeat it](../docs/internals/proof.md).",
         "",
         "| | |",
@@ -220,6 +229,12 @@ def written(
     if broken:
         lines += ["", "## Broken", "", *(f"* {sentence}" for sentence in broken)]
     return "\n".join(lines) + "\n", is_kept
+
+
+def _verdict(*, is_kept: bool, ended_early: bool) -> str:
+    if ended_early:
+        return "**Ended before its end.** What follows is what was tried until then."
+    return "**Every promise was kept.**" if is_kept else "**A promise was broken**, see the end."
 
 
 def _row(trial: Trial) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -61,7 +62,9 @@ def live_all(seeds: Sequence[int], *, processes: int) -> Iterator[Report | Failu
         yield from map(live_once, seeds)
         return
     # A fresh interpreter: the tests' process may have threads, which a fork would not survive.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(
+        processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
         yield from pool.imap_unordered(live_once, seeds, chunksize=4)
 
 
