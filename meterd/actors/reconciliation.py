@@ -118,14 +118,14 @@ class StripeReconciliation:
         stopped = self._wrong_mode(subscriptions, events)
         differences: list[Difference] = []
         if stopped is None:
-            theirs, orphans = await self._by_organization(subscriptions, invoices)
+            theirs, owners, orphans = await self._by_organization(subscriptions, invoices)
             differences += orphans
             downgrades = 0
             for organization_id, found in theirs.items():
                 told, is_down = await self._compare(organization_id, found)
                 differences += told
                 downgrades += is_down
-            differences += await self._gone({each.id for each in subscriptions})
+            differences += await self._strayed(owners)
             followed = sum(each.status.is_live for each in subscriptions)
             if is_too_much(downgrades, followed):
                 stopped = f"{downgrades} downgrades of {followed} subscriptions"
@@ -168,25 +168,26 @@ class StripeReconciliation:
 
     async def _by_organization(
         self, subscriptions: Sequence[Subscription], invoices: Sequence[Invoice]
-    ) -> tuple[Mapping[str, _Theirs], list[Difference]]:
+    ) -> tuple[Mapping[str, _Theirs], Mapping[str, str | None], list[Difference]]:
+        """Return what each organization has, whose each subscription is, and those of nobody."""
         theirs: dict[str, _Theirs] = {}
-        owners: dict[str, str] = {}
+        owners: dict[str, str | None] = {}
         orphans = []
         for subscription in subscriptions:
             owner = await self._inbox.organization_of(
                 subscription.customer_id, subscription.organization_id
             )
+            owners[subscription.id] = owner
             if owner is None:
                 if subscription.status.is_live:
                     orphans.append(_orphan(subscription))
                 continue
-            owners[subscription.id] = owner
             theirs.setdefault(owner, _Theirs()).subscriptions.append(subscription)
         for invoice in invoices:
             owner = owners.get(invoice.subscription_id or "")
             if owner is not None:
                 theirs[owner].invoices.append(invoice)
-        return theirs, orphans
+        return theirs, owners, orphans
 
     async def _compare(
         self, organization_id: str, theirs: _Theirs
@@ -230,14 +231,19 @@ class StripeReconciliation:
         follows = any(each.repair is Repair.FOLLOW for each in found)
         return found, follows and is_downgrade(plan, wanted.tier)
 
-    async def _gone(self, subscription_ids: set[str]) -> Sequence[Difference]:
+    async def _strayed(self, owners: Mapping[str, str | None]) -> Sequence[Difference]:
+        """Return the subscriptions that are followed although they are not there, or not theirs."""
         followed = await self._store.followed_subscriptions()
         return [
             Difference(
-                kind="subscription_gone", organization_id=organization_id, subject=subscription_id
+                kind="subscription_of_another"
+                if subscription_id in owners
+                else "subscription_gone",
+                organization_id=organization_id,
+                subject=subscription_id,
             )
             for organization_id, subscription_id in followed
-            if subscription_id not in subscription_ids
+            if owners.get(subscription_id) != organization_id
         ]
 
     async def _charge_differences(self, now_ms: int) -> tuple[int, int, Sequence[Difference]]:

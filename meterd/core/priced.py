@@ -1,7 +1,7 @@
 """What a mirrored subscription costs, read from Stripe's JSON: items and discounts.
 
 A discount is on the subscription, as an object with its coupon, or, in older shapes, as the single
-`discount`; one that is only an id says nothing and is told to be unknown.
+`discount`; one that is only an id, or of a single item, says nothing and is told to be unknown.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ def read_priced(object_json: str) -> PricedSubscription | None:
     if subscription is None:
         return None
     discounts = list(_discounts(found))
+    if any(item.get("discounts") for item in _items(found)):
+        discounts.append(None)  # of one line: its coupon is not read with the subscription
     return PricedSubscription(
         id=subscription.id,
         status=subscription.status,
@@ -39,6 +41,12 @@ def read_priced(object_json: str) -> PricedSubscription | None:
         discounts=tuple(each for each in discounts if each is not None),
         has_unknown_discount=None in discounts,
     )
+
+
+def _items(subscription: Mapping[str, object]) -> list[Mapping[str, object]]:
+    items = subscription.get("items")
+    listed = items.get("data") if isinstance(items, dict) else None
+    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
 
 
 def _discounts(subscription: Mapping[str, object]) -> Iterator[Discount | None]:

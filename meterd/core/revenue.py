@@ -31,6 +31,15 @@ PER_MONTH: Mapping[Interval, Fraction] = {
 }
 """How often an interval fits into a month."""
 
+WHOLE = frozenset(
+    {"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf"}
+    | {"xof", "xpf"}
+)
+"""Currencies whose amounts at Stripe are not in hundredths: 5000 is 5000 yen."""
+
+MILLS = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
+"""Currencies whose amounts are in thousandths. https://docs.stripe.com/currencies#zero-decimal"""
+
 COUNTED = frozenset({Status.ACTIVE, Status.PAST_DUE})
 """Statuses of subscriptions that are revenue."""
 
@@ -230,6 +239,12 @@ def whole_cents(cents: Fraction) -> int:
 def dollars(cents: int) -> Decimal:
     """Return whole cents as dollars."""
     return cents * CENT
+
+
+def in_currency(amount: Fraction, currency: str) -> Decimal:
+    """Return an amount in a currency's smallest unit as that currency writes it, rounded once."""
+    exponent = -3 if currency in MILLS else 0 if currency in WHOLE else -2
+    return Decimal(whole_cents(amount)).scaleb(exponent)
 
 
 def apportioned(parts: Iterable[Fraction], total: int) -> list[int]:

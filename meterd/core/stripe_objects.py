@@ -36,6 +36,9 @@ E = TypeVar("E", bound=enum.Enum)
 
 NOTHING: Json = {}
 
+AMOUNT_DIGITS_MAX = 18
+"""More digits no amount has; a power of ten without bounds would be computed in full."""
+
 ID_CHARACTERS_MAX = 255
 """Stripe's own limit for ids. https://docs.stripe.com/upgrades"""
 
@@ -137,6 +140,7 @@ def read_invoice(found: Json) -> Invoice | None:
         billing_reason=_text(found, "billing_reason") or "manual",
         attempt_count=_integer(found, "attempt_count") or 0,
         created_at_ms=_instant(found, "created") or 0,
+        due_at_ms=_instant(found, "due_date"),
         finalized_at_ms=_instant(_part(found, "status_transitions"), "finalized_at"),
         organization_id=_text(_part(_details(found), "metadata"), "organization_id"),
         livemode=found.get("livemode") is True,
@@ -211,9 +215,11 @@ def _decimal(found: Json, *names: str) -> Decimal | None:
         value = found.get(name)
         if isinstance(value, str | int) and not isinstance(value, bool):
             try:
-                return Decimal(value)
+                amount = Decimal(value)
             except InvalidOperation:
                 continue
+            if amount.is_finite() and abs(amount.adjusted()) <= AMOUNT_DIGITS_MAX:
+                return amount
     return None
 
 

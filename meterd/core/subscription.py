@@ -133,6 +133,8 @@ class Invoice:
     attempt_count: int = 0
     created_at_ms: int
     finalized_at_ms: int | None = None
+    due_at_ms: int | None = None
+    """Until when it is to be paid; `None`: it is charged, at once."""
     failed_at_ms: int | None = None
     """The earliest payment failure we were told of."""
     organization_id: str | None = None
@@ -246,11 +248,10 @@ def standing(
     cycle = None if item is None else cycle_of(best, item)
     tier = None if item is None or cycle is None else tier_of(catalogue, item.price)
     alerts |= set(_item_alerts(catalogue, best, item))
-    unpaid = [
-        invoice.unpaid_since_ms
-        for invoice in invoices
-        if invoice.subscription_id == best.id and invoice.is_cycle
-    ]
+    cycles = [each for each in invoices if each.subscription_id == best.id and each.is_cycle]
+    unpaid = [each.unpaid_since_ms for each in cycles]
+    if best.status is Status.PAST_DUE:  # of one that was sent no payment fails: it is late
+        unpaid += [each.due_at_ms for each in cycles if each.status == "open"]
     return Standing(
         subscription_id=best.id,
         tier=tier,

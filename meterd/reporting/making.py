@@ -29,6 +29,7 @@ from meterd.core.revenue import (
     Origin,
     apportioned,
     dollars,
+    in_currency,
     movements,
     whole_cents,
 )
@@ -240,7 +241,7 @@ class Making:
         return RevenuePart(
             mrr_usd=dollars(total),
             contract_usd=dollars(whole_cents(contract)),
-            other_currencies={name: dollars(whole_cents(others[name])) for name in sorted(others)},
+            other_currencies={name: in_currency(others[name], name) for name in sorted(others)},
             unknown=self._unknown,
             since=since,
             before_usd=None if since is None else dollars(before),

@@ -109,7 +109,7 @@ def _revenue(report: Report) -> Iterator[str]:
         yield f"Of it {usd(part.contract_usd)} are enterprise contracts without a subscription."
         yield ""
     for currency, amount in part.other_currencies.items():
-        yield f"Not in it: {amount:,.2f} {currency.upper()} a month."
+        yield f"Not in it: {amount:,} {escaped(currency.upper())} a month."
         yield ""
     if part.unknown:
         yield f"Not in it: {number(part.unknown)} customers with a price of unknown value."

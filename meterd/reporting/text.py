@@ -18,7 +18,9 @@ NAME_CHARACTERS_MAX = 40
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A cell that begins like this is a formula to a spreadsheet."""
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#!|~$:])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#!|~$:]|(?<=www)\.)", re.IGNORECASE)
+"""The dot after `www`: code hosts make a link of such a name without any markup."""
+
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
 _BARS = "▁▂▃▄▅▆▇█"
 

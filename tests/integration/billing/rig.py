@@ -215,6 +215,13 @@ class Rig:
         await self.organizations.durable(organization_id, answer.seq)
         return isinstance(answer.outcome, Adjusted)
 
+    async def link(self, organization_id: str, customer_id: str | None) -> None:
+        """Let an operator link an organization to a customer, or to none."""
+        await self.store.claim_customer(organization_id, customer_id)
+        command = ChangeOrganization(audited=AUDITED, stripe_customer_id=customer_id)
+        answer = await self.organizations.ask(organization_id, command)
+        await self.organizations.durable(organization_id, answer.seq)
+
     async def set_plan(self, organization_id: str, plan: Tier) -> None:
         """Let an operator change an organization's plan."""
         command = ChangeOrganization(audited=AUDITED, plan=plan)

@@ -232,6 +232,26 @@ async def test_a_subscription_of_nobody_and_one_that_is_gone_are_told(
         assert await plan_of(rig) is Tier.PRO
 
 
+async def test_a_subscription_that_went_to_another_organization_is_told(
+    autojump_clock: MockClock,
+) -> None:
+    """An operator linked its customer elsewhere: one payment must not give two plans unseen."""
+    async with open_rig() as rig:
+        for key in ("org_1", "org_2"):
+            await rig.create(key)
+        made = rig.subscribe("org_1", rig.make_price("pro", 14_900))
+        await rig.hear()
+        for key, customer in (("org_1", None), ("org_2", made["customer"])):
+            await rig.link(key, customer)
+
+        found = await reconcile(rig)
+
+        told = [(each.kind, each.organization_id) for each in found.differences]
+        assert told == [("subscription_unseen", "org_2"), ("subscription_of_another", "org_1")]
+        assert [await plan_of(rig, key) for key in ("org_1", "org_2")] == [Tier.PRO, Tier.PRO]
+        assert kinds(await reconcile(rig)) == ["subscription_of_another"]
+
+
 async def test_more_downgrades_than_anybody_believes_stop_it(autojump_clock: MockClock) -> None:
     """An account that seems to have lost its customers is more likely the wrong account."""
     async with open_rig() as rig:

@@ -20,6 +20,7 @@ from meterd.core.revenue import (
     RecurringItem,
     apportioned,
     customer,
+    in_currency,
     movements,
     subscription_cents,
     total_cents,
@@ -199,6 +200,14 @@ def test_cents_are_rounded_half_away_from_zero(cents: Fraction) -> None:
     assert whole_cents(Fraction(1, 2)) == 1
 
 
+@pytest.mark.parametrize(
+    ("currency", "shown"), [("eur", "12.35"), ("jpy", "1235"), ("kwd", "1.235"), ("xyz", "12.35")]
+)
+def test_amounts_are_written_as_their_currency_is(currency: str, shown: str) -> None:
+    """Yen have no hundredths: 1,235 of Stripe's units are not 12.35."""
+    assert str(in_currency(Fraction(2_469, 2), currency)) == shown
+
+
 def test_a_mirrored_subscription_is_priced_from_its_json() -> None:
     """Items, quantities and an expanded coupon, in the shape of the API today."""
     text = """{"id": "sub_1", "object": "subscription", "customer": "cus_1", "status": "past_due",
@@ -215,5 +224,8 @@ def test_a_mirrored_subscription_is_priced_from_its_json() -> None:
     by_id = read_priced(text.replace('"discounts": [{', '"discounts": ["di_1", {'))
     assert by_id is not None
     assert by_id.is_unknown
+    of_item = read_priced(text.replace('"id": "si_1",', '"id": "si_1", "discounts": ["di_2"],'))
+    assert of_item is not None
+    assert of_item.is_unknown
     assert read_priced("[]") is None
     assert attrs.evolve(priced, discounts=()).discounts == ()

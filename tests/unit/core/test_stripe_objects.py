@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from meterd.core.priced import read_priced
+from meterd.core.revenue import subscription_cents
 from meterd.core.stripe_objects import read_event, read_invoice, read_subscription
 from meterd.core.subscription import Interval, Status
 
@@ -166,7 +168,8 @@ _anything = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
-    | _text,
+    | _text
+    | st.sampled_from(["NaN", "Infinity", "1e999999", "-1e-999999", "1_000", "٣"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=3),
     max_leaves=5,
 )
@@ -175,7 +178,8 @@ _anything = st.recursive(
 @given(
     st.dictionaries(st.sampled_from([*SUBSCRIPTION, "parent", "trial_end"]), _anything),
     st.dictionaries(
-        st.sampled_from(["price", "plan", "quantity", "current_period_start", "id"]), _anything
+        st.sampled_from(["price", "plan", "quantity", "current_period_start", "id", "discounts"]),
+        _anything,
     ),
 )
 def test_no_shape_of_an_object_raises(changed: dict[str, Any], item: dict[str, Any]) -> None:
@@ -183,5 +187,19 @@ def test_no_shape_of_an_object_raises(changed: dict[str, Any], item: dict[str, A
     found = {**SUBSCRIPTION, "items": {"data": [item]}, **changed}
     for kind in ("subscription", "invoice"):
         read_subscription({**found, "object": kind})
+        priced = read_priced(json.dumps({**found, "object": kind}))
+        assert priced is None or subscription_cents(priced, 0) >= 0
         read_invoice({**found, "object": kind})
     read_event(json.dumps({"id": "e", "object": "event", "type": "t", "data": {"object": found}}))
+
+
+@pytest.mark.parametrize("told", ["NaN", "Infinity", "1e999999", "-1e-999999", "x", "", True, {}])
+def test_amount_that_is_no_amount_is_not_told(told: object) -> None:
+    """A price of a million digits would be computed for minutes before anybody sees the report."""
+    price = {**SUBSCRIPTION["items"]["data"][0]["price"], "unit_amount_decimal": told}
+    price.pop("unit_amount", None)
+    item = {**SUBSCRIPTION["items"]["data"][0], "price": price}
+    found = read_subscription({**SUBSCRIPTION, "items": {"data": [item]}})
+
+    assert found is not None
+    assert found.items[0].price.unit_amount_cents is None

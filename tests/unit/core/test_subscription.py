@@ -181,3 +181,16 @@ def test_invoice_is_unpaid_once_a_payment_has_failed_until_it_is_settled(
     found = standing(CATALOGUE, [make_subscription()], [invoice])  # type: ignore[list-item]
 
     assert found.unpaid_since_ms == (None if since is None else at(since))
+
+
+def test_grace_clock_of_an_invoice_that_was_sent_runs_from_its_due_date() -> None:
+    """No payment of it ever fails: Stripe says `past_due` when its date has passed."""
+    due = make_invoice(due_at_ms=at("2026-03-14"))
+    later = make_invoice(id="in_2", due_at_ms=at("2026-04-14"))
+    paid = make_invoice("paid", due_at_ms=at("2026-02-14"))
+
+    waiting = standing(CATALOGUE, [make_subscription()], [due, later, paid])
+    late = standing(CATALOGUE, [make_subscription(Status.PAST_DUE)], [due, later, paid])
+
+    assert waiting.unpaid_since_ms is None
+    assert late.unpaid_since_ms == at("2026-03-14")

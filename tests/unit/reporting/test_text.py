@@ -48,6 +48,7 @@ def test_a_plain_name_is_bounded_and_visible(name: str) -> None:
         ("line\nbreak\u202ereversed", "line break reversed"),
         ("http://x.example", "http\\://x.example"),
         ("a@b.example", "a&#64;b.example"),
+        ("WWW.x.example", "WWW\\.x.example"),
         ("", "(no name)"),
         ("\u200b", "(no name)"),
     ],
