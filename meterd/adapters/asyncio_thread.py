@@ -193,6 +193,8 @@ class AsyncioThread:
         with trio.move_on_after(START_S), trio.CancelScope(shield=True):
             await self._started.wait()
         if not self._is_open:
+            if self._ended.is_set():
+                self._thread.join()  # its last act was to tell us: this does not wait
             raise PortalClosedError("the asyncio loop did not start") from self._death
 
     async def _stop(self, *, drain_s: float, stop_s: float) -> None:
