@@ -17,6 +17,7 @@ from meterd.adapters.key_set import HttpKeySet
 from meterd.adapters.postgres.pool import PostgresPools
 from meterd.adapters.postgres.webhooks import PostgresWebhooks
 from meterd.adapters.redis.quotas import open_redis_quotas
+from meterd.adapters.sealing import Sealer
 from meterd.adapters.webhook_sender import HttpsSender, checked_url
 from meterd.config import Config
 from meterd.observe import metrics as names
@@ -103,10 +104,14 @@ def webhooks_of(
     clock: Clock,
     jitter: Iterator[float],
     chance: Callable[[int], bytes],
+    secret: bytes,
 ) -> WebhookServices:
-    """Return the outgoing webhooks of a running meterd; run their publisher as a service."""
+    """Return the outgoing webhooks of a running meterd; run their publisher as a service.
+
+    `secret` seals what endpoints' signatures are made with.
+    """
     is_private_allowed = config.webhooks_private_allowed
-    store = PostgresWebhooks(pools)
+    store = PostgresWebhooks(pools, Sealer.of(secret))
     sender = HttpsSender(is_private_allowed=is_private_allowed)
     return WebhookServices(
         store=store,

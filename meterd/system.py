@@ -181,7 +181,12 @@ async def run_meterd(
         keyring.sessions = sessions_of(config, clock)
         live = live_of(config, organizations, chance.randbytes)
         webhooks = webhooks_of(
-            config, pools, clock=clock, jitter=_jitter(chance), chance=chance.randbytes
+            config,
+            pools,
+            clock=clock,
+            jitter=_jitter(chance),
+            chance=chance.randbytes,
+            secret=keyring.secret_for(b"webhook endpoints"),
         )
         manager = ServiceManager()
         pulse = Pulse(on_beat=manager.alive)

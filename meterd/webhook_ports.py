@@ -41,7 +41,7 @@ class WebhookEndpoint:
     """Which notifications; empty: every one."""
     description: str = ""
     secret: str = attrs.field(repr=False)
-    """`whsec_` + base64: signs what is sent."""
+    """`whsec_` + base64: signs what is sent. Empty: what is stored cannot be opened."""
     created_at_ms: int
     created_by: str
     disabled_at_ms: int | None = None
@@ -88,11 +88,24 @@ class EndpointChange:
     is_disabled: bool | None = None
 
 
-class WebhookStore(Protocol):
-    """Endpoints and deliveries."""
+@attrs.frozen(kw_only=True)
+class Asked:
+    """Who asked for a change, for the audit log."""
 
-    async def add_endpoint(self, endpoint: WebhookEndpoint) -> bool:
-        """Keep a new endpoint; False when the organization has as many as it may."""
+    audit_id: str
+    actor: str
+    """The id of the key, or of the person."""
+    at_ms: int
+
+
+class WebhookStore(Protocol):
+    """Endpoints and deliveries; what changes an endpoint is audited in the same transaction."""
+
+    async def add_endpoint(self, endpoint: WebhookEndpoint) -> WebhookEndpoint | None:
+        """Keep a new endpoint; None when the organization has as many as it may.
+
+        A known id changes nothing: the endpoint is returned as it was made.
+        """
         ...
 
     async def endpoints(self, organization_id: str) -> Sequence[WebhookEndpoint]:
@@ -100,12 +113,12 @@ class WebhookStore(Protocol):
         ...
 
     async def change_endpoint(
-        self, organization_id: str, endpoint_id: str, change: EndpointChange, *, at_ms: int
+        self, organization_id: str, endpoint_id: str, change: EndpointChange, asked: Asked
     ) -> WebhookEndpoint | None:
         """Change an endpoint and return it; None when the organization has no such one."""
         ...
 
-    async def remove_endpoint(self, organization_id: str, endpoint_id: str) -> bool:
+    async def remove_endpoint(self, organization_id: str, endpoint_id: str, asked: Asked) -> bool:
         """Forget an endpoint and its deliveries; False when there is none."""
         ...
 

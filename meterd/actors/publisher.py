@@ -55,6 +55,8 @@ SECRET_BYTES: Final = 32
 
 GONE: Final = "the endpoint answered 410 Gone"
 
+UNREADABLE: Final = "the signing secret cannot be read: the key pepper is another one now"
+
 
 @attrs.frozen(kw_only=True)
 class PublisherPolicy:
@@ -74,7 +76,12 @@ def new_secret(chance: Callable[[int], bytes]) -> str:
 
 
 def signed(due: DueDelivery, now_ms: int) -> tuple[dict[str, str], bytes]:
-    """Return headers and body of a delivery as Standard Webhooks describes them."""
+    """Return headers and body of a delivery as Standard Webhooks describes them.
+
+    Errors: WebhookRefusedError when there is nothing to sign with.
+    """
+    if not due.endpoint.secret:
+        raise WebhookRefusedError(UNREADABLE)
     content = {
         "type": due.delivery.kind,
         "timestamp": rfc3339(due.at_ms),
@@ -175,8 +182,8 @@ class Publisher:
 
     async def _attempt(self, due: DueDelivery) -> None:
         started_ms, status, error = self._clock.now_ms(), None, None
-        headers, body = signed(due, started_ms)
         try:
+            headers, body = signed(due, started_ms)
             status = await self._sender.post(due.endpoint.url, headers, body)
         except WebhookRefusedError as refused:
             error = str(refused)

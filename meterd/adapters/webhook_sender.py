@@ -70,7 +70,9 @@ def checked_url(url: str, *, is_private_allowed: bool = False) -> SplitResult:
     schemes = ("https", "http") if is_private_allowed else ("https",)
     if parts.scheme not in schemes:
         raise WebhookRefusedError("the URL must begin with https://")
-    if not parts.hostname or not url.isascii() or not url.isprintable() or "\\" in url:
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+        raise WebhookRefusedError("the URL has a character that must be encoded")
+    if not parts.hostname:
         raise WebhookRefusedError("the URL has no host")
     if parts.username is not None or parts.password is not None or parts.fragment:
         raise WebhookRefusedError("the URL must have no user name and no fragment")

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from websockets.exceptions import (
     ConnectionClosed,
-    InvalidHandshake,
     InvalidStatus,
+    WebSocketException,
 )
 from websockets.typing import Subprotocol
 
@@ -111,7 +111,7 @@ class WebSocketTransport:
         self._errors: tuple[type[Exception], ...] = (
             OSError,
             TimeoutError,
-            InvalidHandshake,
+            WebSocketException,  # a connection reset within the handshake is ConnectionClosed
             EOFError,
             *network_errors,
         )

@@ -15,6 +15,7 @@ from meterd.actors.publisher import new_secret
 from meterd.core.units import rfc3339
 from meterd.errors import Problem, RequestInvalidError
 from meterd.web.customer_schema import EndpointPatch, NewEndpointBody
+from meterd.web.idempotency import effect_id
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply
 from meterd.web.requests import (
@@ -34,6 +35,7 @@ from meterd.webhook_ports import (
     DELIVERED,
     FAILED,
     PENDING,
+    Asked,
     Delivery,
     EndpointChange,
     WebhookEndpoint,
@@ -95,6 +97,11 @@ def _check_url(url: str) -> None:
         raise RequestInvalidError([Problem("/url", str(error))]) from None
 
 
+def _asked_by(actor: str) -> Asked:
+    bundle = services()
+    return Asked(audit_id=bundle.ids.new("aud"), actor=actor, at_ms=bundle.clock.now_ms())
+
+
 async def _mine(organization_id: str, endpoint_id: str) -> WebhookEndpoint:
     for endpoint in await _hooks().store.endpoints(organization_id):
         if endpoint.id == endpoint_id:
@@ -126,7 +133,7 @@ async def create() -> Response:
     _check_url(body.url)
     bundle, hooks = services(), _hooks()
     endpoint = WebhookEndpoint(
-        id=bundle.ids.new("whk"),
+        id=effect_id(bundle.ids, "whk"),
         organization_id=organization_id,
         url=body.url,
         kinds=tuple(body.kinds),
@@ -135,9 +142,10 @@ async def create() -> Response:
         created_at_ms=bundle.clock.now_ms(),
         created_by=actor,
     )
-    if not await hooks.store.add_endpoint(endpoint):
+    made = await hooks.store.add_endpoint(endpoint)  # a retry finds the one it made
+    if made is None:
         raise ProblemError("too_many_endpoints")
-    content = {**endpoint_object(endpoint), "secret": endpoint.secret}
+    content = {**endpoint_object(made), "secret": made.secret}
     return response(json_reply(201, content))
 
 
@@ -152,7 +160,7 @@ async def show(endpoint_id: str) -> Response:
 @webhook_endpoints.patch(f"{PREFIX}/<endpoint_id>")
 async def change(endpoint_id: str) -> Response:
     """Change what is given; `"disabled": false` takes up deliveries again."""
-    organization_id, _ = await member(MANAGE)
+    organization_id, actor = await member(MANAGE)
     query()
     body = await body_as(EndpointPatch)
     if all(getattr(body, name) is UNSET for name in body.__struct_fields__):
@@ -165,8 +173,10 @@ async def change(endpoint_id: str) -> Response:
         description=None if body.description is UNSET else body.description,
         is_disabled=None if body.disabled is UNSET else body.disabled,
     )
-    now_ms, hooks = services().clock.now_ms(), _hooks()
-    changed = await hooks.store.change_endpoint(organization_id, endpoint_id, wanted, at_ms=now_ms)
+    hooks = _hooks()
+    changed = await hooks.store.change_endpoint(
+        organization_id, endpoint_id, wanted, _asked_by(actor)
+    )
     hooks.publisher.kick()
     return response(_shown(changed))
 
@@ -174,9 +184,10 @@ async def change(endpoint_id: str) -> Response:
 @webhook_endpoints.delete(f"{PREFIX}/<endpoint_id>")
 async def remove(endpoint_id: str) -> Response:
     """Remove an endpoint with its deliveries."""
-    organization_id, _ = await member(MANAGE)
+    organization_id, actor = await member(MANAGE)
     query()
-    if not await _hooks().store.remove_endpoint(organization_id, endpoint_id):
+    asked = _asked_by(actor)
+    if not await _hooks().store.remove_endpoint(organization_id, endpoint_id, asked):
         raise ProblemError("endpoint_unknown")
     return response(Reply(204))
 

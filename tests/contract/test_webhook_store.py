@@ -10,7 +10,9 @@ import pytest
 
 from meterd.adapters.memory.store import MemoryStore
 from meterd.adapters.memory.webhooks import MemoryWebhooks
+from meterd.adapters.postgres.trail import PostgresTrail
 from meterd.adapters.postgres.webhooks import PostgresWebhooks
+from meterd.adapters.sealing import Sealer
 from meterd.core.notification import Notification, NotificationKind
 from meterd.webhook_ports import (
     DELIVERED,
@@ -18,6 +20,7 @@ from meterd.webhook_ports import (
     FAILED,
     PENDING,
     TEST_KIND,
+    Asked,
     DueDelivery,
     EndpointChange,
     WebhookEndpoint,
@@ -27,6 +30,11 @@ from tests.contract.conftest import Store
 from tests.make import NOW_MS, make_batch, make_new
 
 
+def asked(number: int = 1) -> Asked:
+    """Return who asked for the n-th change."""
+    return Asked(audit_id=f"aud_{number}", actor="key_1", at_ms=NOW_MS + number)
+
+
 @pytest.fixture
 async def webhooks(store: Store) -> WebhookStore:
     """Give the webhooks of a store with two organizations."""
@@ -34,7 +42,7 @@ async def webhooks(store: Store) -> WebhookStore:
     await store.create_organization(make_new("org_2"))
     if isinstance(store, MemoryStore):
         return MemoryWebhooks(store.database)
-    return PostgresWebhooks(store.pools)
+    return PostgresWebhooks(store.pools, Sealer.of(b"k" * 32))
 
 
 def endpoint(number: int = 1, organization_id: str = "org_1", **fields: Any) -> WebhookEndpoint:
@@ -55,6 +63,17 @@ def told(
 ) -> Notification:
     """Return a notification."""
     return Notification(id=f"evt_{number}", at_ms=at_ms, kind=kind, data_json='{"n":1}', seq=1)
+
+
+async def audits(store: Store) -> Sequence[Any]:
+    """Return what the audit log says of endpoints, oldest first."""
+    if isinstance(store, MemoryStore):
+        entries: list[Any] = [entry for _, entry in store.database.audits.values()]
+    else:
+        trail = PostgresTrail(store.pools)
+        entries = list(await trail.audit(organization_id="org_1", action=None, after=None, limit=9))
+    found = [each for each in entries if each.action.startswith("webhook_endpoint.")]
+    return sorted(found, key=lambda each: (each.at_ms, each.id))
 
 
 async def due(webhooks: WebhookStore, now_ms: int = NOW_MS, *busy: str) -> Sequence[DueDelivery]:
@@ -85,7 +104,7 @@ async def test_a_flush_makes_deliveries_for_who_wants_them(
     await webhooks.add_endpoint(endpoint(3, kinds=("quota.recovered",)))
     await webhooks.add_endpoint(endpoint(4))
     await webhooks.add_endpoint(endpoint(5, "org_2"))
-    await webhooks.change_endpoint("org_1", "whk_4", EndpointChange(is_disabled=True), at_ms=NOW_MS)
+    await webhooks.change_endpoint("org_1", "whk_4", EndpointChange(is_disabled=True), asked())
     batch = make_batch(notifications=(told(1),))
     await store.flush([batch])
     await store.flush([batch])
@@ -170,20 +189,19 @@ async def test_a_change_touches_only_what_is_given_and_only_the_owners(
     """Another tenant's endpoint is like none."""
     await webhooks.add_endpoint(endpoint())
     change = EndpointChange(kinds=("task.lost",))
-    assert await webhooks.change_endpoint("org_2", "whk_1", change, at_ms=NOW_MS) is None
-    changed = await webhooks.change_endpoint("org_1", "whk_1", change, at_ms=NOW_MS)
+    assert await webhooks.change_endpoint("org_2", "whk_1", change, asked()) is None
+    changed = await webhooks.change_endpoint("org_1", "whk_1", change, asked())
     assert changed == endpoint(kinds=("task.lost",))
     off = await webhooks.change_endpoint(
-        "org_1", "whk_1", EndpointChange(is_disabled=True), at_ms=NOW_MS + 1
+        "org_1", "whk_1", EndpointChange(is_disabled=True), asked(2)
     )
     assert off is not None
-    assert off.disabled_at_ms == NOW_MS + 1
-    on = await webhooks.change_endpoint(
-        "org_1", "whk_1", EndpointChange(is_disabled=False, url="https://example.com/x"), at_ms=1
-    )
+    assert off.disabled_at_ms == NOW_MS + 2
+    back = EndpointChange(is_disabled=False, url="https://example.com/x")
+    on = await webhooks.change_endpoint("org_1", "whk_1", back, asked(3))
     assert on == endpoint(kinds=("task.lost",), url="https://example.com/x")
-    assert not await webhooks.remove_endpoint("org_2", "whk_1")
-    assert await webhooks.remove_endpoint("org_1", "whk_1")
+    assert not await webhooks.remove_endpoint("org_2", "whk_1", asked(4))
+    assert await webhooks.remove_endpoint("org_1", "whk_1", asked(4))
     assert await webhooks.endpoints("org_1") == []
 
 
@@ -199,7 +217,7 @@ async def test_an_endpoint_that_is_gone_gets_nothing_more(
     assert await due(webhooks) == []
     [kept] = await webhooks.endpoints("org_1")
     assert (kept.disabled_at_ms, kept.disabled_reason) == (NOW_MS + 4, "gone")
-    await webhooks.remove_endpoint("org_1", "whk_1")
+    await webhooks.remove_endpoint("org_1", "whk_1", asked(4))
     await webhooks.settle_delivery(gone)
 
 
@@ -216,3 +234,40 @@ async def test_old_notifications_are_forgotten_unless_somebody_waits(
     [kept] = await due(webhooks)
     await webhooks.settle_delivery(attrs.evolve(kept.delivery, state=DELIVERED))
     assert await webhooks.forget_notifications(before_ms=NOW_MS + 9) == 1
+
+
+async def test_an_endpoint_made_again_is_the_first_and_takes_no_second_place(
+    webhooks: WebhookStore,
+) -> None:
+    """A request that is repeated after a crash finds what it had made, its secret included."""
+    first = endpoint()
+    for number in range(2, ENDPOINTS_MAX + 1):
+        await webhooks.add_endpoint(endpoint(number))
+
+    assert await webhooks.add_endpoint(first) == first
+    assert await webhooks.add_endpoint(endpoint(secret="whsec_BBBB", url="https://x.y/")) == first
+    assert len(await webhooks.endpoints("org_1")) == ENDPOINTS_MAX
+
+
+async def test_every_change_of_an_endpoint_is_in_the_audit_log_and_no_secret_is(
+    store: Store, webhooks: WebhookStore
+) -> None:
+    """Who pointed the organization's alerts elsewhere, when, and from where; told once each."""
+    await webhooks.add_endpoint(endpoint())
+    await webhooks.add_endpoint(endpoint())
+    change = EndpointChange(url="https://elsewhere.example/")
+    await webhooks.change_endpoint("org_1", "whk_1", change, asked(2))
+    await webhooks.change_endpoint("org_2", "whk_1", change, asked(3))
+    await webhooks.remove_endpoint("org_1", "whk_1", asked(3))
+    await webhooks.remove_endpoint("org_1", "whk_1", asked(4))
+
+    told = await audits(store)
+
+    assert [(each.action, each.actor) for each in told] == [
+        ("webhook_endpoint.create", "key_1"),
+        ("webhook_endpoint.change", "key_1"),
+        ("webhook_endpoint.delete", "key_1"),
+    ]
+    assert "https://example.com/1" in told[1].before_json
+    assert "https://elsewhere.example/" in told[1].after_json
+    assert not any("whsec_" in each.before_json + each.after_json for each in told)

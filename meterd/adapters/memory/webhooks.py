@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 
 import attrs
@@ -9,10 +10,12 @@ import trio
 
 from meterd.adapters.memory.store import Database
 from meterd.adapters.memory.webhook_tables import Told
+from meterd.core.organization import AuditEntry
 from meterd.webhook_ports import (
     ENDPOINTS_MAX,
     PENDING,
     TEST_KIND,
+    Asked,
     Delivery,
     DueDelivery,
     EndpointChange,
@@ -26,12 +29,40 @@ class MemoryWebhooks:
 
     database: Database
 
-    async def add_endpoint(self, endpoint: WebhookEndpoint) -> bool:
-        """Keep a new endpoint; False when the organization has as many as it may."""
-        if len(await self.endpoints(endpoint.organization_id)) >= ENDPOINTS_MAX:
-            return False
+    async def add_endpoint(self, endpoint: WebhookEndpoint) -> WebhookEndpoint | None:
+        """Keep a new endpoint; None when the organization has as many as it may."""
+        known = await self.endpoints(endpoint.organization_id)
+        made_before = self.database.webhooks.endpoints.get(endpoint.id)
+        if made_before is not None:
+            return made_before
+        if len(known) >= ENDPOINTS_MAX:
+            return None
         self.database.webhooks.endpoints[endpoint.id] = endpoint
-        return True
+        asked = Asked(
+            audit_id=f"aud_{endpoint.id}", actor=endpoint.created_by, at_ms=endpoint.created_at_ms
+        )
+        self._audit("create", asked, None, endpoint)
+        return endpoint
+
+    def _audit(
+        self,
+        action: str,
+        asked: Asked,
+        before: WebhookEndpoint | None,
+        after: WebhookEndpoint | None,
+    ) -> None:
+        one = after or before
+        assert one is not None, "nothing changed"
+        entry = AuditEntry(
+            id=asked.audit_id,
+            at_ms=asked.at_ms,
+            actor=asked.actor,
+            action=f"webhook_endpoint.{action}",
+            reason="",
+            before_json="{}" if before is None else _told(before),
+            after_json="{}" if after is None else _told(after),
+        )
+        self.database.audits[entry.id] = (one.organization_id, entry)
 
     async def endpoints(self, organization_id: str) -> Sequence[WebhookEndpoint]:
         """Return an organization's endpoints, oldest first."""
@@ -41,7 +72,7 @@ class MemoryWebhooks:
         return sorted(mine, key=lambda each: (each.created_at_ms, each.id))
 
     async def change_endpoint(
-        self, organization_id: str, endpoint_id: str, change: EndpointChange, *, at_ms: int
+        self, organization_id: str, endpoint_id: str, change: EndpointChange, asked: Asked
     ) -> WebhookEndpoint | None:
         """Change an endpoint and return it; None when the organization has no such one."""
         await trio.lowlevel.checkpoint()
@@ -55,13 +86,14 @@ class MemoryWebhooks:
             description=known.description if change.description is None else change.description,
         )
         if change.is_disabled is True and known.disabled_at_ms is None:
-            changed = attrs.evolve(changed, disabled_at_ms=at_ms, disabled_reason=None)
+            changed = attrs.evolve(changed, disabled_at_ms=asked.at_ms, disabled_reason=None)
         elif change.is_disabled is False:
             changed = attrs.evolve(changed, disabled_at_ms=None, disabled_reason=None)
         self.database.webhooks.endpoints[endpoint_id] = changed
+        self._audit("change", asked, known, changed)
         return changed
 
-    async def remove_endpoint(self, organization_id: str, endpoint_id: str) -> bool:
+    async def remove_endpoint(self, organization_id: str, endpoint_id: str, asked: Asked) -> bool:
         """Forget an endpoint and its deliveries; False when there is none."""
         await trio.lowlevel.checkpoint()
         tables = self.database.webhooks
@@ -69,6 +101,7 @@ class MemoryWebhooks:
         if known is None or known.organization_id != organization_id:
             return False
         del tables.endpoints[endpoint_id]
+        self._audit("delete", asked, known, None)
         for delivery in list(tables.deliveries.values()):
             if delivery.endpoint_id == endpoint_id:
                 del tables.deliveries[delivery.id]
@@ -160,3 +193,15 @@ class MemoryWebhooks:
         for key in old:
             del tables.notifications[key]
         return len(old)
+
+
+def _told(endpoint: WebhookEndpoint) -> str:
+    """Return what the audit log says of an endpoint: never its secret."""
+    return json.dumps(
+        {
+            "endpoint_id": endpoint.id,
+            "url": endpoint.url,
+            "kinds": list(endpoint.kinds),
+            "disabled": endpoint.disabled_at_ms is not None,
+        }
+    )

@@ -15,10 +15,13 @@ import attrs
 
 from meterd.adapters.postgres.pool import Connection, PostgresPools
 from meterd.adapters.postgres.statements import statements
+from meterd.adapters.sealing import Sealer
+from meterd.core.ids import fact_id
 from meterd.core.units import INSTANT_MS_MAX, from_datetime, to_datetime
 from meterd.webhook_ports import (
     ENDPOINTS_MAX,
     TEST_KIND,
+    Asked,
     Delivery,
     DueDelivery,
     EndpointChange,
@@ -30,13 +33,15 @@ from meterd.webhook_ports import (
 class PostgresWebhooks:
     """`WebhookStore` on `webhook_endpoints`, `webhook_deliveries` and `notifications`.
 
+    Signing secrets are stored sealed.
     Errors: every method StoreUnavailableError, StoreRejectedError. Source: queries/webhooks.sql.
     """
 
     pools: PostgresPools
+    sealer: Sealer
 
-    async def add_endpoint(self, endpoint: WebhookEndpoint) -> bool:
-        """Keep a new endpoint; False when the organization has as many as it may."""
+    async def add_endpoint(self, endpoint: WebhookEndpoint) -> WebhookEndpoint | None:
+        """Keep a new endpoint; None when the organization has as many as it may."""
         found = await self._write_of(
             endpoint.organization_id,
             "add_endpoint",
@@ -45,12 +50,13 @@ class PostgresWebhooks:
             endpoint.url,
             list(endpoint.kinds),
             endpoint.description,
-            endpoint.secret,
+            self.sealer.seal(endpoint.secret, endpoint.id),
             to_datetime(endpoint.created_at_ms),
             endpoint.created_by,
             ENDPOINTS_MAX,
+            fact_id("aud", 0, "webhook_endpoint.create", endpoint.id),  # once, whoever comes again
         )
-        return bool(found)
+        return self._endpoint(found[0]) if found else None
 
     async def endpoints(self, organization_id: str) -> Sequence[WebhookEndpoint]:
         """Return an organization's endpoints, oldest first."""
@@ -60,10 +66,10 @@ class PostgresWebhooks:
             return list(await connection.fetch(text, organization_id))
 
         found = await self.pools.read_of(organization_id, "read webhooks", work)
-        return [_endpoint(each) for each in found]
+        return [self._endpoint(each) for each in found]
 
     async def change_endpoint(
-        self, organization_id: str, endpoint_id: str, change: EndpointChange, *, at_ms: int
+        self, organization_id: str, endpoint_id: str, change: EndpointChange, asked: Asked
     ) -> WebhookEndpoint | None:
         """Change an endpoint and return it; None when the organization has no such one."""
         found = await self._write_of(
@@ -75,14 +81,22 @@ class PostgresWebhooks:
             None if change.kinds is None else list(change.kinds),
             change.description,
             change.is_disabled,
-            to_datetime(at_ms),
+            to_datetime(asked.at_ms),
+            asked.audit_id,
+            asked.actor,
         )
-        return _endpoint(found[0]) if found else None
+        return self._endpoint(found[0]) if found else None
 
-    async def remove_endpoint(self, organization_id: str, endpoint_id: str) -> bool:
+    async def remove_endpoint(self, organization_id: str, endpoint_id: str, asked: Asked) -> bool:
         """Forget an endpoint and its deliveries; False when there is none."""
         found = await self._write_of(
-            organization_id, "remove_endpoint", organization_id, endpoint_id
+            organization_id,
+            "remove_endpoint",
+            organization_id,
+            endpoint_id,
+            to_datetime(asked.at_ms),
+            asked.audit_id,
+            asked.actor,
         )
         return bool(found)
 
@@ -118,7 +132,7 @@ class PostgresWebhooks:
         return [
             DueDelivery(
                 delivery=_delivery(each),
-                endpoint=_endpoint(
+                endpoint=self._endpoint(
                     {
                         **each,
                         "id": each["endpoint_id"],
@@ -171,6 +185,20 @@ class PostgresWebhooks:
 
         return await self.pools.write_of(organization_id, "change webhooks", work)
 
+    def _endpoint(self, record: Mapping[str, Any]) -> WebhookEndpoint:
+        return WebhookEndpoint(
+            id=record["id"],
+            organization_id=record["organization_id"],
+            url=record["url"],
+            kinds=tuple(record["kinds"]),
+            description=record["description"],
+            secret=self.sealer.open(record["secret"], record["id"]) or "",
+            created_at_ms=from_datetime(record["created_at"]),
+            created_by=record["created_by"],
+            disabled_at_ms=_optional_ms(record["disabled_at"]),
+            disabled_reason=record["disabled_reason"],
+        )
+
     async def _write(self, name: str, *arguments: object) -> list[Any]:
         async def work(connection: Connection) -> list[Any]:
             return list(await connection.fetch(statements("webhooks")[name], *arguments))
@@ -182,21 +210,6 @@ class PostgresWebhooks:
             return list(await connection.fetch(statements("webhooks")[name], *arguments))
 
         return await self.pools.read("read webhooks", work)
-
-
-def _endpoint(record: Mapping[str, Any]) -> WebhookEndpoint:
-    return WebhookEndpoint(
-        id=record["id"],
-        organization_id=record["organization_id"],
-        url=record["url"],
-        kinds=tuple(record["kinds"]),
-        description=record["description"],
-        secret=record["secret"],
-        created_at_ms=from_datetime(record["created_at"]),
-        created_by=record["created_by"],
-        disabled_at_ms=_optional_ms(record["disabled_at"]),
-        disabled_reason=record["disabled_reason"],
-    )
 
 
 def _delivery(record: Mapping[str, Any]) -> Delivery:

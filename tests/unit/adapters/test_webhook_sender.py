@@ -83,7 +83,11 @@ def test_hosts_of_the_internet_are_public(text: str) -> None:
         "https://example.com:99999/",
         "https://[::1%25eth0]/",
         "https://[::1",
-        "https://exa mple.com/\t",
+        "https://exa mple.com/",
+        "https://example.com/a b",
+        "https://example.com/\t",
+        "https://example.com/\r\nx: y",
+        "https://①②⑦.0.0.1/",
         "https://example.com\\@127.0.0.1/",
         "javascript:alert(1)",
         "//example.com",
@@ -103,6 +107,15 @@ def test_a_url_that_is_no_plain_https_address_is_refused(url: str) -> None:
         "https://2130706433/",
         "https://0x7f.1/",
         "https://0177.0.0.1/",
+        "https://0/",
+        "https://0.0.0.0/",
+        "https://127.1/",
+        "https://localhost./",
+        "https://LOCALHOST/",
+        "https://[::]/",
+        "https://[::127.0.0.1]/",
+        "https://[0:0:0:0:0:ffff:7f00:1]/",
+        "https://169.254.169.254/latest/meta-data/",
         "https://[::1]/",
         "https://[::ffff:127.0.0.1]/",
         "https://[64:ff9b::7f00:1]/",
@@ -114,6 +127,39 @@ async def test_what_resolves_to_a_hidden_address_is_never_connected_to(url: str)
     """However the address is spelled."""
     with pytest.raises(WebhookRefusedError, match=r"not public|cannot be resolved"):
         await HttpsSender().post(url, {}, b"")
+
+
+async def test_a_name_is_looked_up_once_and_nothing_else_is_connected_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A name that answers differently the second time has no second time."""
+    looked_up: list[str] = []
+
+    async def resolve(host: str, port: int, **_: object) -> list[object]:
+        await trio.lowlevel.checkpoint()
+        looked_up.append(host)
+        target = ("127.0.0.1", port) if len(looked_up) == 1 else ("10.0.0.1", port)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", target)]
+
+    async with serving(answer_ok) as url:
+        monkeypatch.setattr(trio.socket, "getaddrinfo", resolve)
+        port = url.split(":")[2].split("/")[0]
+        sender = HttpsSender(is_private_allowed=True)
+
+        status = await sender.post(f"http://rebound.example:{port}/", {}, b"")
+
+    assert (status, looked_up) == (200, ["rebound.example"])
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "HTTP_PROXY"])
+async def test_no_proxy_of_the_environment_is_used(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy would resolve the name again, and reach what we may not."""
+    monkeypatch.setenv(name, "http://127.0.0.1:1")
+
+    async with serving(answer_ok) as url:
+        assert await HttpsSender(is_private_allowed=True).post(url, {}, b"") == 200
 
 
 async def test_one_hidden_address_among_public_ones_is_enough_to_refuse(
@@ -153,6 +199,11 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
         nursery.start_soon(trio.serve_listeners, serve, listeners)
         yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/hook?x=1"
         nursery.cancel_scope.cancel()
+
+
+async def answer_ok(stream: trio.SocketStream, _: bytes) -> None:
+    """Answer 200."""
+    await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
 async def test_the_request_is_what_was_asked_for_and_the_status_comes_back() -> None:

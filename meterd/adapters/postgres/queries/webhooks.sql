@@ -2,14 +2,30 @@
 
 -- name: add_endpoint
 -- Nothing when the organization has as many as it may ($9). The row lock keeps two from counting
--- the same.
-WITH one AS (SELECT id FROM organizations WHERE id = $2 FOR NO KEY UPDATE)
-INSERT INTO webhook_endpoints
-    (id, organization_id, url, kinds, description, secret, created_at, created_by)
-SELECT $1, one.id, $3, $4::text[], $5, $6, $7::timestamptz, $8
-FROM one
-WHERE (SELECT count(*) FROM webhook_endpoints e WHERE e.organization_id = one.id) < $9
-RETURNING id
+-- the same. The same endpoint again is the one that was made, audited once.
+WITH one AS (SELECT id FROM organizations WHERE id = $2 FOR NO KEY UPDATE),
+new AS (
+    INSERT INTO webhook_endpoints
+        (id, organization_id, url, kinds, description, secret, created_at, created_by)
+    SELECT $1, one.id, $3, $4::text[], $5, $6, $7::timestamptz, $8
+    FROM one
+    WHERE (
+        SELECT count(*) FROM webhook_endpoints e
+        WHERE e.organization_id = one.id AND e.id <> $1
+    ) < $9
+    ON CONFLICT (id) DO UPDATE SET id = excluded.id
+    RETURNING
+        id, organization_id, url, kinds, description, secret, created_at, created_by, disabled_at,
+        disabled_reason
+), audit AS (
+    INSERT INTO audit_log (id, at, actor, action, organization_id, reason, after)
+    SELECT
+        $10::text, $7, $8, 'webhook_endpoint.create', $2, '',
+        jsonb_build_object('endpoint_id', id, 'url', url, 'kinds', kinds)
+    FROM new
+    ON CONFLICT (id) DO NOTHING
+)
+SELECT * FROM new
 
 -- name: endpoints
 SELECT
@@ -19,19 +35,45 @@ FROM webhook_endpoints WHERE organization_id = $1
 ORDER BY created_at, id
 
 -- name: change_endpoint
-UPDATE webhook_endpoints SET
-    url = coalesce($3, url), kinds = coalesce($4::text[], kinds),
-    description = coalesce($5, description),
-    disabled_at = CASE WHEN $6 THEN coalesce(disabled_at, $7) WHEN NOT $6 THEN NULL
-        ELSE disabled_at END,
-    disabled_reason = CASE WHEN NOT $6 THEN NULL ELSE disabled_reason END
-WHERE organization_id = $1 AND id = $2
-RETURNING
+WITH known AS (
+    SELECT id, url, kinds, disabled_at FROM webhook_endpoints
+    WHERE organization_id = $1 AND id = $2 FOR UPDATE
+), changed AS (
+    UPDATE webhook_endpoints e SET
+        url = coalesce($3, e.url), kinds = coalesce($4::text[], e.kinds),
+        description = coalesce($5, e.description),
+        disabled_at = CASE WHEN $6 THEN coalesce(e.disabled_at, $7::timestamptz)
+            WHEN NOT $6 THEN NULL ELSE e.disabled_at END,
+        disabled_reason = CASE WHEN NOT $6 THEN NULL ELSE e.disabled_reason END
+    FROM known
+    WHERE e.id = known.id
+    RETURNING e.*
+), audit AS (
+    INSERT INTO audit_log (id, at, actor, action, organization_id, reason, before, after)
+    SELECT
+        $8::text, $7, $9, 'webhook_endpoint.change', $1, '',
+        jsonb_build_object('endpoint_id', k.id, 'url', k.url, 'kinds', k.kinds,
+            'disabled', k.disabled_at IS NOT NULL),
+        jsonb_build_object('endpoint_id', c.id, 'url', c.url, 'kinds', c.kinds,
+            'disabled', c.disabled_at IS NOT NULL)
+    FROM known k JOIN changed c ON c.id = k.id
+)
+SELECT
     id, organization_id, url, kinds, description, secret, created_at, created_by, disabled_at,
     disabled_reason
+FROM changed
 
 -- name: remove_endpoint
-DELETE FROM webhook_endpoints WHERE organization_id = $1 AND id = $2 RETURNING id
+WITH gone AS (
+    DELETE FROM webhook_endpoints WHERE organization_id = $1 AND id = $2 RETURNING id, url, kinds
+), audit AS (
+    INSERT INTO audit_log (id, at, actor, action, organization_id, reason, before)
+    SELECT
+        $4::text, $3::timestamptz, $5, 'webhook_endpoint.delete', $1, '',
+        jsonb_build_object('endpoint_id', id, 'url', url, 'kinds', kinds)
+    FROM gone
+)
+SELECT id FROM gone
 
 -- name: deliveries
 SELECT d.*, n.kind
