@@ -52,7 +52,6 @@ class Breaking:
 )
 async def test_a_connection_that_breaks_while_it_opens_has_failed(error: Exception) -> None:
     """An error that got through would end the client, and with it every task it meters."""
-
     transport = WebSocketTransport(
         lambda _url, **_options: Breaking(error),
         url="http://127.0.0.1:1",
