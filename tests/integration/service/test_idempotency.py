@@ -15,6 +15,8 @@ pytestmark = pytest.mark.slow
 
 HEADER = "idempotency-key"
 
+HOOK = {"url": "https://example.com/hook"}
+
 
 async def test_the_same_request_is_answered_again_and_another_body_is_refused(
     database_url: str,
@@ -103,6 +105,7 @@ async def test_a_request_whose_answer_was_never_kept_is_found_and_not_doubled(
         agent = await service.organization("acme", "starter")
         async with service.client(agent) as http:
             task = await http.post("/v1/tasks", json={"agent_id": "a"}, headers={HEADER: "t"})
+            hook = await http.post("/v1/webhook-endpoints", json=HOOK, headers={HEADER: "w"})
         first = {
             name: await service.http.post(path, json=body, headers={HEADER: name})
             for name, (path, body) in requests.items()
@@ -116,6 +119,7 @@ async def test_a_request_whose_answer_was_never_kept_is_found_and_not_doubled(
         }
         async with service.client(agent) as http:
             same = await http.post("/v1/tasks", json={"agent_id": "a"}, headers={HEADER: "t"})
+            same_hook = await http.post("/v1/webhook-endpoints", json=HOOK, headers={HEADER: "w"})
         old_key = service.client(first["key"].json()["key"])
         new_key = service.client(again["key"].json()["key"])
         async with old_key, new_key:
@@ -126,6 +130,9 @@ async def test_a_request_whose_answer_was_never_kept_is_found_and_not_doubled(
     assert again["adjust"].json() == first["adjust"].json()
     assert again["org"].json()["id"] == "second"
     assert same.json()["task_id"] == task.json()["task_id"]
+    assert (hook.status_code, same_hook.json()) == (201, hook.json())
+    [stored] = await query(database_url, "SELECT secret FROM webhook_endpoints")
+    assert hook.json()["secret"] not in stored["secret"]
     assert (dead.status_code, alive.status_code) == (401, 200)
     assert len(await query(database_url, "SELECT id FROM usage_records")) == 1
     await assert_books_are_right("--database-url", database_url)
