@@ -23,6 +23,7 @@ from meterd.actors.cells import ActorPolicy
 from meterd.actors.charges import ChargePolicy, Charges
 from meterd.actors.ledger import FlushPolicy, Ledger
 from meterd.actors.organizations import Organizations
+from meterd.actors.reconciliation import StripeReconciliation
 from meterd.actors.stripe import StripeActor, StripePolicy
 from meterd.adapters.ids import IdSource
 from meterd.adapters.memory.charges import MemoryCharges
@@ -132,6 +133,8 @@ class Rig:
     """Events that Stripe has not delivered yet."""
     is_deaf: bool = False
     """Webhooks are lost while this is on."""
+    post: Callable[[list[str]], list[str]] = lambda told: told
+    """What becomes of webhooks on their way: which arrive, in which order, how often."""
     kills: int = 0
 
     def call(self, method: str, path: str, **params: object) -> Any:
@@ -234,7 +237,7 @@ class Rig:
         told, self.told = self.told, []
         if self.is_deaf:
             return
-        for payload in told:
+        for payload in self.post(told):
             event = read_event(payload)
             assert event is not None
             await self.inbox.keep_event(event, at_ms=self.clock.now_ms())
@@ -300,6 +303,20 @@ class Rig:
         return [
             each for each in self.fake.objects("invoiceitem") if "meterd_charge" in each["metadata"]
         ]
+
+
+def reconciliation_of(rig: Rig) -> StripeReconciliation:
+    """Return a reconciliation of a rig."""
+    return StripeReconciliation(
+        rig.kept,
+        rig.inbox,
+        rig.billing,
+        rig.charges,
+        rig.follower,
+        rig.organizations,
+        clock=rig.clock,
+        ids=IdSource(rig.clock.now_ms, random.Random(1)),
+    )
 
 
 @asynccontextmanager

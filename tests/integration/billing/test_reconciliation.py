@@ -6,39 +6,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from random import Random
 from typing import Any
 
 import attrs
 import pytest
 from trio.testing import MockClock
 
-from meterd.actors.reconciliation import Reconciled, StripeReconciliation
-from meterd.adapters.ids import IdSource
+from meterd.actors.reconciliation import Reconciled
 from meterd.core.overage import ChargeState
 from meterd.core.plan import Contract, Tier
 from meterd.core.reconciliation import is_too_much
-from tests.integration.billing.rig import DAY_S, Rig, open_rig
+from tests.integration.billing.rig import DAY_S, Rig, open_rig, reconciliation_of
 
 
 # The client hands httpx its body in an outdated way.
 pytestmark = pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning")
 
 SMALL = Contract(agent_minutes=100, grace_percent=1_000)
-
-
-def reconciliation_of(rig: Rig) -> StripeReconciliation:
-    """Return a reconciliation of a rig."""
-    return StripeReconciliation(
-        rig.kept,
-        rig.inbox,
-        rig.billing,
-        rig.charges,
-        rig.follower,
-        rig.organizations,
-        clock=rig.clock,
-        ids=IdSource(rig.clock.now_ms, Random(1)),
-    )
 
 
 async def reconcile(rig: Rig, *, is_dry: bool = False) -> Reconciled:

@@ -188,11 +188,12 @@ async def test_webhooks_are_answered_at_once_while_stripe_is_away_and_caught_up_
     shop: Shop,
 ) -> None:
     """Nothing in the handler asks Stripe: its API may hang, events wait in the inbox."""
-    shop.fake.faults.fail_next(
-        *[RequestFault.ERROR_BEFORE] * 9, method="GET", path="/v1/subscriptions/"
-    )
+    shop.fake.faults.timeout_s = 5
+    faults = [RequestFault.TIMEOUT_BEFORE, *[RequestFault.ERROR_BEFORE] * 8]
+    shop.fake.faults.fail_next(*faults, method="GET", path="/v1/subscriptions/")
     with trio.fail_after(10):
         await shop.subscribe("starter")  # returns when every webhook is answered
+    assert await shop.events("pending"), "the first reading still hangs"
     answered = [shop.fake.dispatcher.was_delivered(event["id"]) for event in shop.fake.events]
     await shop.until_quiet()
 
