@@ -18,6 +18,7 @@ from typing import NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import hypothesis
 import pytest
 import trio
 
@@ -28,6 +29,11 @@ from meterd.adapters.postgres.grants import Grants
 from meterd.adapters.postgres.migrate import Migrations
 from meterd.adapters.postgres.pool import PostgresPools, open_postgres_pools
 from meterd.errors import EmbeddedPostgresError
+
+
+# A test is no slower on a busy machine than it is right: only pytest's own limit ends it.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 
 _numbers = itertools.count(1)

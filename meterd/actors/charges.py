@@ -25,6 +25,8 @@ from meterd.billing_ports import Billing, ChargeStore, DueCharge, InvoiceItem, N
 from meterd.core.ids import fact_id
 from meterd.core.organization import AuditEntry
 from meterd.core.overage import (
+    IN_FLIGHT_MS,
+    KEY_TRIES_MAX,
     Charge,
     ChargeState,
     Move,
@@ -59,8 +61,8 @@ BATCH = 200
 LATE_MS = 62 * DAY_MS
 """Events reach back 35 days: periods that ended before this are looked at once an hour."""
 
-CLOCKS_APART_MS = HOUR_MS
-"""How far Stripe's clock may be from ours when items are searched by their creation."""
+CLOCKS_APART_MS = 2 * DAY_MS
+"""How far ahead of Stripe's our clock may have been when items are searched by their creation."""
 
 ERROR_CHARACTERS_MAX = 500
 
@@ -432,6 +434,8 @@ class Charges:
         )
         now_ms = self._clock.now_ms()
         delay_ms = int(self._delay_ms(charge.tries + 1))
+        if charge.state is ChargeState.PUSHING and charge.tries + 1 >= KEY_TRIES_MAX:
+            delay_ms = max(delay_ms, IN_FLIGHT_MS)  # the key is renewed next: see must_renew_key
         later = attrs.evolve(
             charge,
             tries=charge.tries + 1,

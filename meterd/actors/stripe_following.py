@@ -149,7 +149,7 @@ class Follower:
         self._on_reading(True)
         if found is None:
             raise NotThereYetError(f"Stripe has no subscription {subscription_id}")
-        news = News()
+        news = News(is_read=True)
         news.add_subscription(found.subscription, version)
         for invoice in found.invoices:
             news.add_invoice(invoice, version)

@@ -1,6 +1,7 @@
 """What events lead to: subscriptions and invoices, the newest version of each.
 
-Rule 1: a version says when an object was looked at, so a later look wins over an earlier one.
+Rule 1: what was read just now is the newest there is, whatever clocks say; its version is never
+        less than what was seen before.
 Rule 2: of two payloads, where nothing can be looked at, the later news wins, whichever came first.
 Rule 3: a first payment failure stays the first: the objects themselves do not tell it.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import attrs
 
@@ -17,6 +19,8 @@ from meterd.ports import PendingEvent, Seen, SeenInvoice, SeenSubscription
 
 
 PAYMENT_FAILED = "invoice.payment_failed"
+
+_Seen = TypeVar("_Seen", SeenSubscription, SeenInvoice)
 
 _KIND_RANKS: Mapping[str, int] = {
     "customer.subscription.created": 0,
@@ -43,6 +47,8 @@ class News:
     invoices: dict[str, SeenInvoice] = attrs.Factory(dict)
     failures_ms: dict[str, int] = attrs.Factory(dict)
     """Invoice id to the earliest payment failure told."""
+    is_read: bool = False
+    """Read from Stripe, not told by payloads: nothing that was seen before is newer."""
 
     def add_subscription(self, found: Json, version: str) -> None:
         """Take a subscription unless a newer version of it is here."""
@@ -79,20 +85,27 @@ class News:
         invoices = {}
         for invoice_id, each in self.invoices.items():
             known = seen.invoices.get(invoice_id)
-            newest = each if known is None or known.version <= each.version else known
+            newest = self._newer(each, known) or known or each
             known_ms = None if known is None else known.invoice.failed_at_ms
             told = (self.failures_ms.get(invoice_id), known_ms)
             first_ms = min((at_ms for at_ms in told if at_ms is not None), default=None)
             invoice = attrs.evolve(newest.invoice, failed_at_ms=first_ms)
             invoices[invoice_id] = attrs.evolve(newest, invoice=invoice)
+        subscriptions = {
+            key: self._newer(each, seen.subscriptions.get(key))
+            for key, each in self.subscriptions.items()
+        }
         return News(
-            subscriptions={
-                key: each
-                for key, each in self.subscriptions.items()
-                if key not in seen.subscriptions or seen.subscriptions[key].version <= each.version
-            },
+            subscriptions={key: each for key, each in subscriptions.items() if each is not None},
             invoices=invoices,
         )
+
+    def _newer(self, each: _Seen, known: _Seen | None) -> _Seen | None:
+        """Return what is newer than what was seen, with a version that says so, or None."""
+        if known is None or known.version <= each.version:
+            return each
+        # Seen by a clock that ran ahead: news all the same, and never older than it.
+        return attrs.evolve(each, version=known.version) if self.is_read else None
 
 
 def from_payloads(signals: Sequence[PendingEvent]) -> News:

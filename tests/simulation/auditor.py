@@ -281,7 +281,11 @@ class Auditor:
         expect(state.period.recorded_ms == period.recorded_ms, "I5 recorded", *facts)
         expect(state.terms.seq == max(record.terms), "I5 terms", *facts)
         expect(state.profile.holds == record.profile.holds, "I5 holds", *facts)
-        if now_ms < period.end_ms:
+        is_clock_back = any(task.reported_at_ms > now_ms for task in running.values())
+        burning = state.running.values()
+        is_sane = all(task.burning_from_ms <= now_ms for task in burning)
+        expect(is_sane, "I5 nobody burns less than nothing", *facts, now_ms)
+        if now_ms < period.end_ms and not is_clock_back:
             burning_ms = sum(
                 min(now_ms - max(task.reported_at_ms, period.start_ms), timeout_ms)
                 for task in running.values()

@@ -278,6 +278,23 @@ class StripeAccount:
                 if invoice["status"] == "open":
                     self.call("POST", f"/v1/invoices/{invoice['id']}/pay")
 
+    def upgrade_all(self) -> None:
+        """Let everybody who has a subscription begin a new period of the other plan."""
+        for customer in self.customers:
+            subscription = self.fake.world.get("subscription", customer.subscription_id)
+            if subscription["status"] != "active":
+                continue
+            item = subscription["items"]["data"][0]
+            tier = item["price"]["metadata"]["meterd_tier"]
+            self.call(
+                "POST",
+                f"/v1/subscriptions/{customer.subscription_id}",
+                items__0__id=item["id"],
+                items__0__price=self._prices["pro" if tier == "starter" else "starter"],
+                billing_cycle_anchor__type="now",
+                proration_behavior="always_invoice",
+            )
+
     # --- notices -------------------------------------------------------------------------------
 
     def _heard(self, event: Json) -> None:

@@ -141,6 +141,9 @@ class World:
             await trio.sleep(self.chance.pick(0, 60))  # who does not pay is suspended
             self.account.settle()
             await Operator(self, "corrections").correct()
+            await self._put_clock_right()
+            await self._become_quiet()
+            self.account.upgrade_all()  # what happens after the storm arrives as ever
             await self._become_quiet()
             await self._exhaust(nursery)
             nursery.cancel_scope.cancel()
@@ -350,8 +353,10 @@ class World:
         """Step the system clock; small steps are slewed, large ones wait for a restart."""
         chance = Chance(self.seed, "clock")
         while self.weather.wall_steps:
-            await trio.sleep(chance.soon(60.0))
-            step_ms = chance.pick(-800, 800, 2_500, chance.whole(0, 30_000), 3_600_000)
+            await trio.sleep(chance.soon(30.0))
+            right_ms = -self._wall_offset_ms if self._wall_offset_ms > 0 else 2_500
+            jump_ms = 600_000 if self._wall_offset_ms < 600_000 else 0  # QUIET_S is longer
+            step_ms = chance.pick(-800, 800, chance.whole(0, 30_000), jump_ms, jump_ms, right_ms)
             self._wall_offset_ms += step_ms
             self._wall_back_ms += max(0, -step_ms)
             self.auditor.wall_ahead_ms = max(self.auditor.wall_ahead_ms, self._wall_offset_ms)
@@ -366,6 +371,17 @@ class World:
         self.note("event", event["type"], event["id"])
         with self._remembering():
             self.books.on_event(event)
+
+    async def _put_clock_right(self) -> None:
+        """Set the system clock right; a new process believes it, one that runs does not."""
+        if self._wall_offset_ms <= 0 or self.chance.happens(0.5):
+            return
+        self._wall_back_ms += self._wall_offset_ms
+        self.note("clock", -self._wall_offset_ms)
+        self._wall_offset_ms = 0
+        process = self.current
+        if process is not None:
+            await process.stop(5)
 
     # --- what is seen ----------------------------------------------------------------------------
 

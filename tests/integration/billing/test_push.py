@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock
@@ -11,9 +12,9 @@ from trio.testing import MockClock
 from meterd.actors.charges import ChargePolicy, MoveRefused
 from meterd.adapters.stripe.billing import StripeBilling
 from meterd.core.commands import Heartbeat
-from meterd.core.overage import Charge, ChargeState, Review
+from meterd.core.overage import IN_FLIGHT_MS, KEY_TRIES_MAX, Charge, ChargeState, Review
 from meterd.core.plan import Contract, Tier
-from meterd.core.units import HOUR_MS, MINUTE_MS, SECOND_MS
+from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from meterd.testing.fake_stripe import RequestFault
 from tests.integration.billing.rig import DAY_S, Rig, open_rig
 from tests.organizations import make_start
@@ -142,6 +143,48 @@ async def test_an_old_key_without_an_item_is_renewed(autojump_clock: MockClock) 
         assert charge.first_at_ms is not None
         assert charge.key_at_ms is not None
         assert charge.key_at_ms - charge.first_at_ms > 20 * HOUR_MS
+
+
+async def test_a_key_is_renewed_only_when_its_last_call_is_surely_over(
+    autojump_clock: MockClock,
+) -> None:
+    """What Stripe still works on shows in no list: a new key asked for it would charge twice."""
+    async with open_rig() as rig:
+        await to_the_boundary(rig)
+        rig.fake.faults.fail_next(*[RequestFault.DROP_BEFORE] * 9, method="POST", path=ITEMS)
+        while not rig.kept.kept or only(rig).tries < KEY_TRIES_MAX:
+            await rig.charges.work()
+            last_call_ms = rig.clock.now_ms()
+            await trio.sleep(1)
+
+        assert (only(rig).state, only(rig).attempt) == (ChargeState.PUSHING, 1)
+        assert only(rig).next_attempt_at_ms >= last_call_ms - SECOND_MS + IN_FLIGHT_MS
+        await trio.sleep(IN_FLIGHT_MS / SECOND_MS)
+        await rig.work()
+        assert (only(rig).state, only(rig).attempt) == (ChargeState.PUSHED, 2)
+
+
+async def test_an_item_made_while_our_clock_was_a_day_ahead_is_found(
+    autojump_clock: MockClock,
+) -> None:
+    """The key is too old to trust and the attempt seems to begin after its item was created."""
+    async with open_rig() as rig:
+        await to_the_boundary(rig)
+        rig.fake.faults.fail_next(*[RequestFault.DROP_AFTER] * 3, method="POST", path=ITEMS)
+        await rig.charges.work()
+        charge = only(rig)
+        assert charge.first_at_ms is not None
+        assert charge.key_at_ms is not None
+        rig.kept.kept[charge.id] = attrs.evolve(
+            charge,
+            first_at_ms=charge.first_at_ms + DAY_MS,
+            key_at_ms=charge.key_at_ms - DAY_MS,
+        )
+        await trio.sleep(60)
+        await rig.work()
+
+        assert (only(rig).state, only(rig).attempt) == (ChargeState.PUSHED, 1)
+        assert len(rig.items()) == 1
 
 
 async def test_a_failure_that_a_key_remembers_does_not_stop_a_charge(

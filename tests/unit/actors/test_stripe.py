@@ -437,6 +437,24 @@ async def test_invoices_not_settled_when_last_seen_are_asked_for_by_name(
     assert [type(each) for each in invoices] == [Invoice]
 
 
+async def test_what_is_read_now_is_news_although_a_clock_once_ran_ahead(
+    setup: Setup, autojump_clock: MockClock
+) -> None:
+    """An object seen an hour from now, by a clock set right since, must not hide what follows."""
+    await setup.deliver(make_payload())
+    await trio.sleep(1)
+    key, seen = setup.inbox.subscriptions["sub_1"]
+    ahead = f"{setup.kernel.clock.now_ms() + HOUR_MS:015d}"
+    setup.inbox.subscriptions["sub_1"] = (key, attrs.evolve(seen, version=ahead))
+    setup.shelf.found = make_object("canceled")
+    await setup.deliver(make_payload("evt_2", "customer.subscription.deleted"))
+    await trio.sleep(1)
+
+    assert setup.kept("evt_2").state == "done"
+    assert await setup.plan() is Tier.FREE
+    assert setup.inbox.subscriptions["sub_1"][1].version == ahead
+
+
 async def test_owner_that_was_replaced_stops(setup: Setup, autojump_clock: MockClock) -> None:
     """Two processes must not work off one inbox: the service ends instead of starting again."""
     inbox = MemoryStripe(lambda _customer_id, _named: None, is_owned=lambda: False)
