@@ -19,6 +19,10 @@ from meterd.core.overage import Charge, ChargeState, PeriodBill
 from meterd.core.stripe_objects import Json, StripeEvent
 
 
+KEY_REUSED = "idempotency_error"
+"""Code of a rejection: the key was used before, with other parameters."""
+
+
 @attrs.frozen(kw_only=True)
 class NewItem:
     """An invoice item to create."""

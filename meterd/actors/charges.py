@@ -21,7 +21,14 @@ import trio
 
 from meterd.actors.organizations import Organizations
 from meterd.actors.supervisor import Crash, attempt_async
-from meterd.billing_ports import Billing, ChargeStore, DueCharge, InvoiceItem, NewItem
+from meterd.billing_ports import (
+    KEY_REUSED,
+    Billing,
+    ChargeStore,
+    DueCharge,
+    InvoiceItem,
+    NewItem,
+)
 from meterd.core.ids import fact_id
 from meterd.core.organization import AuditEntry
 from meterd.core.overage import (
@@ -349,7 +356,9 @@ class Charges:
         except PaymentsUnavailableError as error:
             await self._postpone(charge, error)
         except PaymentsRejectedError as error:
-            if charge.invoice_id is not None:  # no draft any more, or a full one
+            # No draft any more, or a full one; or another version of meterd has used the key, and
+            # what came of that was looked for just now.
+            if charge.invoice_id is not None or error.code == KEY_REUSED:
                 await self._attempt(billing, due, charge, None)
                 return
             log.warning("charge_refused", charge=charge.id, error=str(error))

@@ -14,6 +14,7 @@ from http import HTTPStatus
 
 import stripe
 
+from meterd.billing_ports import KEY_REUSED
 from meterd.errors import PaymentsRejectedError, PaymentsUnavailableError
 
 
@@ -43,7 +44,8 @@ def translated(action: str) -> Iterator[None]:
             raise PaymentsBusyError(action, _described(error)) from error
         if _may_pass(status):
             raise PaymentsUnavailableError(action, _described(error)) from error
-        raise PaymentsRejectedError(action, _described(error), code=error.code or "") from error
+        code = KEY_REUSED if isinstance(error, stripe.IdempotencyError) else error.code
+        raise PaymentsRejectedError(action, _described(error), code=code or "") from error
 
 
 def _may_pass(status: int) -> bool:

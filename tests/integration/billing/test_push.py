@@ -62,6 +62,13 @@ async def pass_moment(rig: Rig, after_start_s: int) -> None:
         await rig.hear()
 
 
+async def pass_month(rig: Rig) -> None:
+    """Let January end, a minute ago."""
+    rig.fake.clock.jump_to(rig.fake.clock.now_s + 31 * DAY_S + 60)
+    await rig.charges.work()
+    await rig.charges.work()
+
+
 async def test_a_charge_rides_the_draft_of_its_renewal(autojump_clock: MockClock) -> None:
     """Attached while the draft is open, invoiced with it, paid with it."""
     async with open_rig() as rig:
@@ -411,3 +418,61 @@ async def test_a_task_that_runs_over_the_renewal_is_charged_in_the_periods_it_ra
         record = rig.database.organizations["org_1"]
         used = [period.used_ms // MINUTE_MS for _, period in record.periods.values()]
         assert used == [105, 4]
+
+
+async def test_overage_of_a_customer_that_was_deleted_waits_for_a_person(
+    autojump_clock: MockClock,
+) -> None:
+    """Cancelled at once, then deleted, with a month's overage open: told, and never lost."""
+    async with open_rig() as rig:
+        await rig.create("org_1", contract=SMALL)
+        made = rig.subscribe("org_1", rig.make_price("pro", 14_900))
+        await rig.hear()
+        await rig.use("org_1", 120)
+        rig.call("DELETE", f"/v1/subscriptions/{made['id']}")
+        rig.call("DELETE", f"/v1/customers/{made['customer']}")
+        await rig.advance(32)
+
+        assert (only(rig).state, only(rig).amount_cents) == (ChargeState.PARKED, 100)
+        assert [finding.kind for _, finding in rig.database.findings.values()] == ["charge_parked"]
+        assert rig.items() == []
+
+
+async def test_an_invoice_of_its_own_that_was_thrown_away_is_made_again(
+    autojump_clock: MockClock,
+) -> None:
+    """Somebody deleted the draft: its item is pending again, and still to be paid."""
+    async with open_rig() as rig:
+        customer = rig.call("POST", "/v1/customers", email="a@example.com")["id"]
+        await rig.create("org_1", Tier.ENTERPRISE, customer_id=customer)
+        await rig.use("org_1", 100)
+        await pass_month(rig)
+        (draft,) = rig.fake.objects("invoice")
+        rig.call("DELETE", f"/v1/invoices/{draft['id']}")
+        for _ in range(4):
+            await rig.advance(1)
+
+        (invoice,) = rig.fake.objects("invoice")
+        assert (invoice["status"], invoice["amount_paid"]) == ("paid", 500)
+        assert only(rig).state is ChargeState.INVOICED
+
+
+async def test_a_key_that_another_version_of_meterd_used_is_given_up(
+    autojump_clock: MockClock,
+) -> None:
+    """It would have described the item in other words: Stripe refuses the key, not the charge."""
+    async with open_rig() as rig:
+        customer = rig.call("POST", "/v1/customers", email="a@example.com")["id"]
+        await rig.create("org_1", Tier.ENTERPRISE, customer_id=customer)
+        await rig.use("org_1", 100)
+        rig.fake.faults.fail_next(RequestFault.ERROR_AFTER, method="POST", path=ITEMS)
+        await pass_month(rig)
+        (item,) = rig.items()
+        rig.call("DELETE", f"/v1/invoiceitems/{item['id']}")
+        (charge,) = rig.kept.kept.values()
+        assert charge.state is ChargeState.PUSHING
+        rig.kept.kept[charge.id] = attrs.evolve(charge, quantity=99)
+        await rig.work()
+
+        assert (only(rig).state, only(rig).attempt) == (ChargeState.PUSHED, 2)
+        assert len(rig.items()) == 1
