@@ -379,6 +379,13 @@ class Config:
         doc="At a stop: time to commit what waits for PostgreSQL.",
     )
 
+    otlp_url: str | None = url(
+        "https",
+        "http",
+        doc="Where traces are sent, by OTLP over HTTP (`http://127.0.0.1:4318/v1/traces`); none "
+        "unless set. Needs the extra `otel`.",
+    )
+
     log_format: str = choice(
         "auto",
         "json",

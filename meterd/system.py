@@ -62,10 +62,12 @@ from meterd.core.task import Plausibility
 from meterd.core.units import DAY_MS, SECOND_MS, rfc3339
 from meterd.errors import ConfigError
 from meterd.notifying import live_of, sessions_of, webhooks_of
+from meterd.observe.spans import Spans, no_span
 from meterd.observe.tasktree import task_tree
 from meterd.web.app import WebServices, create_app
 from meterd.web.front_door import FrontDoor, FrontDoorLimits, TrustedProxies, open_listeners
 from meterd.web.readiness import Readiness
+from meterd.web.traced import TracedApp, traced_hot_path
 
 
 log = structlog.get_logger(__name__)
@@ -96,15 +98,28 @@ async def run_meterd(
     say: Say,
     decide_with: Decide = decide,
     clock: SystemClock | None = None,
+    spans: Spans | None = None,
     task_status: trio.TaskStatus[Meterd] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the whole service until a signal or `Meterd.stop`, then stop it in order.
 
     Reports started when it accepts requests. `say` gets sentences for the operator; without a
-    `clock` it runs on the system's.
+    `clock` it runs on the system's, and with `spans` they are told what happens.
     Errors: ConfigError, OwnedElsewhereError, EmbeddedPostgresError, StoreError before it is ready;
     OwnershipLostError or EscalatedError when it cannot go on.
     """
+    with telemetry.tracing(config, spans) as opened:
+        await _run(config, say, decide_with, clock, opened, task_status)
+
+
+async def _run(
+    config: Config,
+    say: Say,
+    decide_with: Decide,
+    clock: SystemClock | None,
+    spans: Spans | None,
+    task_status: trio.TaskStatus[Meterd],
+) -> None:
     catalogue = load_catalogue(config.plans)
     clock = clock or SystemClock(on_jump=_report_jump)
     chance = random.SystemRandom()
@@ -114,7 +129,7 @@ async def run_meterd(
         _database(portal, config, say) as dsn,
         _owned(portal, config, dsn, say) as owner,
         open_postgres_pools(portal, dsn) as pools,
-        _payments(config, _jitter(chance), say) as payments,
+        _payments(config, _jitter(chance), say, spans or no_span) as payments,
         notifying.quota_sink(portal, config) as sink,
     ):
         await _check_clock(pools, config, clock)
@@ -129,6 +144,7 @@ async def run_meterd(
                 rows_max=config.flush_rows_max,
                 journal_max=config.journal_commits_max,
             ),
+            spans=spans or no_span,
         )
         organizations = Organizations(
             store,
@@ -146,7 +162,7 @@ async def run_meterd(
             ids=ids,
             jitter=_jitter(chance),
             policy=_actor_policy(config),
-            decide=decide_with,
+            decide=decide_with if spans is None else telemetry.traced(decide_with, spans),
             slowing=lambda: clock.slowing,
         )
         keyring = await KeyRing.open(
@@ -250,7 +266,7 @@ async def run_meterd(
             for service in services:
                 actors.start_soon(service.run)
             await organizations.cells.activate_at_work()
-            await _serve(config, web, manager, task_status)
+            await _serve(config, web, manager, spans, task_status)
             actors.cancel_scope.cancel()
 
 
@@ -258,15 +274,16 @@ async def _serve(
     config: Config,
     web: WebServices,
     manager: ServiceManager,
+    spans: Spans | None,
     task_status: trio.TaskStatus[Meterd],
 ) -> None:
     """Open the front door until a stop is asked for, then stop in order."""
     wired = create_app(web)
     door = FrontDoor(
-        wired.app,
+        wired.app if spans is None else TracedApp(wired.app, spans),
         new_request_id=wired.new_request_id,
         limits=_door_limits(config),
-        hot_path=wired.hot_path,
+        hot_path=wired.hot_path if spans is None else traced_hot_path(wired.hot_path, spans),
         stream_gate=wired.stream_gate,
         trusted_proxies=TrustedProxies(map(str, config.trusted_proxies)),
     )
@@ -353,7 +370,7 @@ async def _database(portal: AsyncioThread, config: Config, say: Say) -> AsyncIte
 
 @contextlib.asynccontextmanager
 async def _payments(
-    config: Config, jitter: Iterator[float], say: Say
+    config: Config, jitter: Iterator[float], say: Say, spans: Spans
 ) -> AsyncIterator[StripePayments | None]:
     """Give Stripe's API, or None without a key: then payloads are applied as they come."""
     key = _secret(config.stripe_api_key)
@@ -362,7 +379,9 @@ async def _payments(
             say("no stripe_api_key: Stripe's events are applied as they come")
         yield None
         return
-    async with open_stripe(key, jitter=jitter, api_base=config.stripe_api_base) as payments:
+    async with open_stripe(
+        key, jitter=jitter, api_base=config.stripe_api_base, spans=spans
+    ) as payments:
         yield payments
 
 
@@ -427,7 +446,7 @@ def _actor_policy(config: Config) -> ActorPolicy:
 def _door_limits(config: Config) -> FrontDoorLimits:
     return FrontDoorLimits(
         connections_max=config.connections_max,
-        connections_per_address_max=config.connections_per_address_max,
+        connections_per_address_max=min(config.connections_per_address_max, config.connections_max),
         stream_message_bytes_max=config.frame_bytes_max,
         stream_idle_ms=config.stream_idle_ms,
         stream_ping_ms=min(30_000, config.stream_idle_ms // 3),

@@ -6,13 +6,15 @@ look at every organization in memory) is done before, with a pause after every t
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
 import trio
 
+from meterd.actors.cells import Decide
 from meterd.actors.inspection import State
 from meterd.actors.organizations import Organizations
 from meterd.actors.pulse import Pulse
@@ -22,10 +24,14 @@ from meterd.actors.tally import Tally
 from meterd.adapters.asyncio_thread import AsyncioThread
 from meterd.adapters.clock import SystemClock
 from meterd.adapters.postgres.pool import Lane, PostgresPools
-from meterd.core.commands import Heartbeat
+from meterd.config import Config
+from meterd.core.commands import Command, Decision, Heartbeat
+from meterd.core.organization import OrganizationState
 from meterd.core.units import SECOND_MS
+from meterd.errors import ConfigError
 from meterd.observe import metrics as names
 from meterd.observe.metrics import Metrics
+from meterd.observe.spans import Spans
 from meterd.web.front_door import FrontDoor
 from meterd.web.readiness import Readiness
 
@@ -68,6 +74,38 @@ class Census:
             if cell.state is not None:
                 census.running_tasks += len(cell.state.running)
         return census
+
+
+@contextlib.contextmanager
+def tracing(config: Config, spans: Spans | None) -> Iterator[Spans | None]:
+    """Give what opens spans, None without tracing: then nothing is put around anything.
+
+    Errors: ConfigError when traces are asked for and the extra is not installed.
+    """
+    if config.otlp_url is None:
+        yield spans
+        return
+    try:
+        from meterd.adapters.tracing import open_tracing  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise ConfigError(
+            "otlp_url is set and OpenTelemetry is not installed: pip install 'meterd[otel]'"
+        ) from error
+    with open_tracing(config.otlp_url) as opened:
+        yield opened
+
+
+def traced(decide: Decide, spans: Spans) -> Decide:
+    """Return the same decisions, each in a span that tells the command and what came of it."""
+
+    def decide_in_span(state: OrganizationState, command: Command, now_ms: int) -> Decision:
+        name = f"decide {type(command).__name__}"
+        with spans(name, attributes={"meterd.organization": state.organization_id}) as span:
+            decision = decide(state, command, now_ms)
+            span.tell("meterd.outcome", type(decision.outcome).__name__)
+            return decision
+
+    return decide_in_span
 
 
 def measure_organizations(metrics: Metrics, organizations: Organizations) -> None:

@@ -29,6 +29,7 @@ from meterd.core.supervision import backoff_ms
 from meterd.core.units import SECOND_MS
 from meterd.errors import PortalClosedError, StoreRejectedError, StoreUnavailableError
 from meterd.observe.counting import SIZES, Histogram
+from meterd.observe.spans import Spans, no_span
 from meterd.ports import Clock, DeadLetter, Ids, LedgerStore
 
 
@@ -92,8 +93,10 @@ class Ledger:
         ids: Ids,
         jitter: Iterator[float],
         policy: FlushPolicy,
+        spans: Spans = no_span,
     ) -> None:
         self._store = store
+        self._spans = spans
         self._clock = clock
         self._ids = ids
         self._jitter = jitter
@@ -319,7 +322,8 @@ class Ledger:
     async def _flush(self, shares: Sequence[_Share]) -> None:
         started_s = trio.current_time()
         try:
-            await self._store.flush([share.batch() for share in shares])
+            with self._spans("flush", attributes={"meterd.organizations": len(shares)}):
+                await self._store.flush([share.batch() for share in shares])
         except StoreRejectedError as error:
             await self._flush_around(shares, error)
         else:

@@ -43,6 +43,7 @@ from meterd.web.settings import settings
 from meterd.web.stream_transport import StreamGate
 from meterd.web.stripe_webhook import stripe_webhook
 from meterd.web.tasks import tasks
+from meterd.web.traced import ROUTE
 from meterd.web.trail import trail
 from meterd.web.usage import usage
 from meterd.web.usage_live import LiveGate, StreamGates, usage_live
@@ -171,6 +172,7 @@ def make_application(services: WebServices) -> QuartTrio:
     async def add_headers(answer: Response) -> Response:
         # The rule, never the path: what strangers ask for must not make labels.
         route = request.url_rule.rule if request.url_rule is not None else "none"
+        request.scope[ROUTE] = route  # type: ignore[typeddict-unknown-key]  # for `TracedApp`
         method = request.method if route != "none" else "any"
         answered[method, route, str(answer.status_code)] += 1
         durations[route,].observe(trio.current_time() - g.started_s)

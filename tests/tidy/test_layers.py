@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import subprocess
 import sys
@@ -258,7 +259,11 @@ def test_no_duration_or_amount_is_a_float_anywhere() -> None:
 def test_every_library_imported_is_declared() -> None:
     """What happens to be installed on one machine is missing on the next."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    declared = {_bare(requirement) for requirement in project["project"]["dependencies"]}
+    extras = project["project"]["optional-dependencies"].values()
+    declared = {
+        _bare(requirement)
+        for requirement in (*project["project"]["dependencies"], *itertools.chain(*extras))
+    }
     development = {_bare(r) for r in project["dependency-groups"]["dev"] if isinstance(r, str)}
     owners = packages_distributions()
     undeclared = []

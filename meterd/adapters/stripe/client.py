@@ -22,6 +22,7 @@ from meterd.core.stripe_objects import Json
 from meterd.core.supervision import backoff_ms
 from meterd.core.units import SECOND_MS
 from meterd.errors import PaymentsRejectedError, PaymentsUnavailableError
+from meterd.observe.spans import Spans, no_span
 from meterd.ports import SubscriptionReading
 
 
@@ -54,6 +55,7 @@ class StripePayments:
     livemode: bool
     jitter: Iterator[float]
     requests_per_s: int = REQUESTS_PER_S
+    spans: Spans = no_span
     _next_at_s: float = 0.0
 
     async def subscription(
@@ -113,7 +115,11 @@ class StripePayments:
         while True:
             await self._keep_distance()
             try:
-                with translated(action), trio.fail_after(CALL_S):
+                with (
+                    self.spans(f"Stripe: {action}", kind="client"),
+                    translated(action),
+                    trio.fail_after(CALL_S),
+                ):
                     return await request()
             except trio.TooSlowError as error:
                 raise PaymentsUnavailableError(action, f"no answer in {CALL_S} s") from error
@@ -133,7 +139,11 @@ class StripePayments:
 
 @contextlib.asynccontextmanager
 async def open_stripe(
-    api_key: str, *, jitter: Iterator[float], api_base: str | None = None
+    api_key: str,
+    *,
+    jitter: Iterator[float],
+    api_base: str | None = None,
+    spans: Spans = no_span,
 ) -> AsyncIterator[StripePayments]:
     """Give Stripe's API for a key; `api_base` is a fake's or a proxy's address."""
     stripe.enable_telemetry = False  # or the package posts latencies of earlier calls along
@@ -145,7 +155,7 @@ async def open_stripe(
         max_network_retries=NETWORK_RETRIES,
     )
     try:
-        yield StripePayments(client, livemode=is_live_key(api_key), jitter=jitter)
+        yield StripePayments(client, livemode=is_live_key(api_key), jitter=jitter, spans=spans)
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             await http_client.close_async()  # type: ignore[no-untyped-call]
