@@ -1,7 +1,7 @@
 """What a period will come to if work goes on as in the last seven days.
 
 The burn is the mean of the last seven days, or of the period so far when it is younger; it is an
-estimate, so integer arithmetic that floors is exact enough. What is billed stops where the plan
+estimate, so integer arithmetic that floors is exact enough. What is billed stops where work
 stops, what would be used does not: the difference is what an upgrade would be for.
 """
 
@@ -49,11 +49,11 @@ class Forecast:
     """The end of a period, seen from inside it."""
 
     used_ms: int
-    """What would be used by its end, past the plan's limit too."""
+    """What would be used by its end, past every limit too."""
     overage_usd: Decimal
-    """What its overage would be billed, within the plan's limit; exact."""
+    """What its overage would be billed, as far as work may go; exact."""
     exhausted_at_ms: int | None
-    """When work would stop at the hard limit; `None`: not within the period."""
+    """When work would stop, at the hard limit or the overage cap; `None`: not in the period."""
 
     @property
     def agent_minutes(self) -> int:
@@ -67,20 +67,29 @@ def burn_window_ms(period_start_ms: int, now_ms: int) -> int:
 
 
 def forecast(
-    limits: Limits, *, used_ms: int, overage_usd: Decimal, burn: Burn, now_ms: int, end_ms: int
+    limits: Limits,
+    *,
+    used_ms: int,
+    overage_usd: Decimal,
+    stop_ms: int | None,
+    burn: Burn,
+    now_ms: int,
+    end_ms: int,
 ) -> Forecast:
-    """Return what a period that has used `used_ms` and billed `overage_usd` comes to."""
+    """Return what a period that has used `used_ms` and billed `overage_usd` comes to.
+
+    `stop_ms` is the use at which work stops (`core.quota.stop_line_ms`); None: it never does.
+    """
     left_ms = max(0, end_ms - now_ms)
     expected_ms = used_ms + burn.over_ms(left_ms)
-    hard_ms = limits.hard_limit_ms
-    billed_ms = expected_ms if hard_ms is None else min(expected_ms, max(hard_ms, used_ms))
+    billed_ms = expected_ms if stop_ms is None else min(expected_ms, max(stop_ms, used_ms))
     more = whole_minutes(max(billed_ms, limits.included_ms)) - whole_minutes(
         max(used_ms, limits.included_ms)
     )
     rate = limits.overage_usd_per_minute if limits.grace_billed else ZERO
     exhausted_at_ms = None
-    if hard_ms is not None:
-        after_ms = burn.until_ms(hard_ms - used_ms)
+    if stop_ms is not None:
+        after_ms = burn.until_ms(stop_ms - used_ms)
         if after_ms is not None and after_ms <= left_ms:
             exhausted_at_ms = now_ms + after_ms
     return Forecast(

@@ -130,17 +130,26 @@ def overage_cap_line_ms(limits: Limits, period: Period) -> int | None:
     That is where the last whole minute ends that the cap still pays for, counted on from what is
     in rows: recording time under the same terms does not move the line.
     """
+    return _cap_line_ms(limits, period.recorded_ms, period.overage_usd)
+
+
+def _cap_line_ms(limits: Limits, recorded_ms: int, overage_usd: Decimal) -> int | None:
     cap_usd, rate_usd = limits.overage_cap_usd, limits.overage_usd_per_minute
     if cap_usd is None or not rate_usd or not limits.grace_billed:
         return None
-    minutes_left = max(0, int((cap_usd - period.overage_usd) // rate_usd))
-    from_ms = max(period.recorded_ms, limits.included_ms)
+    minutes_left = max(0, int((cap_usd - overage_usd) // rate_usd))
+    from_ms = max(recorded_ms, limits.included_ms)
     return (whole_minutes(from_ms) + minutes_left) * MINUTE_MS
 
 
 def stop_line_ms(limits: Limits, period: Period) -> int | None:
     """Return the use past which nothing is billed: hard limit or overage cap; `None`: neither."""
-    hard_ms, cap_ms = limits.hard_limit_ms, overage_cap_line_ms(limits, period)
+    return stop_line_from_ms(limits, period.recorded_ms, period.overage_usd)
+
+
+def stop_line_from_ms(limits: Limits, recorded_ms: int, overage_usd: Decimal) -> int | None:
+    """Return `stop_line_ms` for what is in rows, and what its overage has cost."""
+    hard_ms, cap_ms = limits.hard_limit_ms, _cap_line_ms(limits, recorded_ms, overage_usd)
     if hard_ms is None or cap_ms is None:
         return cap_ms if hard_ms is None else hard_ms
     return min(hard_ms, cap_ms)

@@ -23,6 +23,7 @@ from meterd.core.outlook import (
     pro_rata_percent,
 )
 from meterd.core.plan import Catalogue, Tier
+from meterd.core.quota import stop_line_from_ms
 from meterd.core.revenue import (
     NOTHING,
     Customer,
@@ -131,6 +132,9 @@ class Making:
                     customer.limits,
                     used_ms=customer.used_ms,
                     overage_usd=customer.overage_usd,
+                    stop_ms=stop_line_from_ms(
+                        customer.limits, customer.used_ms, customer.overage_usd
+                    ),
                     burn=burn,
                     now_ms=self.end_ms,
                     end_ms=max(self.end_ms, customer.period_end_ms),

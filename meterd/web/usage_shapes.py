@@ -14,7 +14,7 @@ from meterd.core.forecast import Burn, Forecast, forecast
 from meterd.core.money import MICRO, ZERO, round_to_cents, total_usd
 from meterd.core.period import Period
 from meterd.core.plan import Limits, Resource, Terms
-from meterd.core.quota import QuotaView, usage_state
+from meterd.core.quota import QuotaView, stop_line_ms, usage_state
 from meterd.core.units import DAY_MS, day_start_ms, minutes_added, rfc3339, whole_minutes
 from meterd.core.usage import Kind
 from meterd.ports import DaySum
@@ -201,6 +201,7 @@ def expected_end(view: QuotaView, period: Period, terms: Terms, days: Sequence[D
         terms.limits,
         used_ms=period.used_ms,
         overage_usd=period.overage_usd,
+        stop_ms=stop_line_ms(terms.limits, period),
         burn=Burn(used_ms=burnt_ms, window_ms=max(0, now_ms - since_ms)),
         now_ms=now_ms,
         end_ms=period.end_ms,

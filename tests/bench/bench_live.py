@@ -1,5 +1,7 @@
 """What the live feed costs: `python -m tests.bench.bench_live` prints a table.
 
+`figures` gives the same as values for a report; with `--json` they are printed.
+
 A server in a process of its own, on the store in memory, has one organization with a running
 task, so that its figures change every second. This process opens VIEWERS sockets on it and counts
 the frames. The server's CPU time is from /proc; with none looking it is the same server idle.
@@ -7,13 +9,17 @@ the frames. The server's CPU time is from /proc; with none looking it is the sam
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import selectors
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
+import attrs
 import trio
 
 from tests.served import open_front, open_world
@@ -55,8 +61,20 @@ def open_viewer(port: int, key: str) -> socket.socket:
     return viewer
 
 
-def measure(count: int) -> tuple[float, float, int]:
-    """Return CPU seconds per second, frames per second and viewer, and bytes per frame."""
+@attrs.frozen
+class ViewersFigures:
+    """What so many viewers of one organization cost and get."""
+
+    viewers: int
+    cpu_percent: float
+    """Of one core, by the server."""
+    frames_per_s: float
+    """That each viewer gets."""
+    frame_bytes: int
+
+
+def measure(count: int, measured_s: float = MEASURED_S) -> ViewersFigures:
+    """Measure with so many viewers for so long."""
     command = [sys.executable, "-m", "tests.bench.bench_live", "serve"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -67,12 +85,24 @@ def measure(count: int) -> tuple[float, float, int]:
             selector.register(viewer, selectors.EVENT_READ)
         drain(selector, WARM_S)
         before = cpu_s(server.pid)
-        frames, size = drain(selector, MEASURED_S)
-        used = (cpu_s(server.pid) - before) / MEASURED_S
+        frames, size = drain(selector, measured_s)
+        used = (cpu_s(server.pid) - before) / measured_s
         for viewer in viewers:
             viewer.close()
         server.kill()
-    return used, frames / MEASURED_S / max(1, count), size // max(1, frames)
+    return ViewersFigures(
+        viewers=count,
+        cpu_percent=round(used * 100, 1),
+        frames_per_s=round(frames / measured_s / max(1, count), 2),
+        frame_bytes=size // max(1, frames),
+    )
+
+
+def figures(
+    viewers: Sequence[int] = VIEWERS, *, measured_s: float = MEASURED_S
+) -> list[ViewersFigures]:
+    """Measure each number of viewers in turn; a server of its own for each."""
+    return [measure(count, measured_s) for count in viewers]
 
 
 def drain(selector: selectors.BaseSelector, seconds: float) -> tuple[int, int]:
@@ -90,11 +120,22 @@ def drain(selector: selectors.BaseSelector, seconds: float) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Print a line per number of viewers."""
+    """Print a line per number of viewers, or all as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--viewers", type=int, nargs="*", default=VIEWERS)
+    parser.add_argument("--seconds", type=float, default=MEASURED_S)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    found = figures(asked.viewers, measured_s=asked.seconds)
+    if asked.json:
+        print(json.dumps([attrs.asdict(each) for each in found]))  # noqa: T201
+        return
     print(f"{'viewers':>8} {'CPU %':>7} {'frames/s each':>14} {'bytes':>6}")  # noqa: T201
-    for count in VIEWERS:
-        used, frames, size = measure(count)
-        print(f"{count:>8} {used * 100:>7.1f} {frames:>14.2f} {size:>6}")  # noqa: T201
+    for each in found:
+        print(  # noqa: T201
+            f"{each.viewers:>8} {each.cpu_percent:>7.1f} {each.frames_per_s:>14.2f}"
+            f" {each.frame_bytes:>6}"
+        )
 
 
 if __name__ == "__main__":

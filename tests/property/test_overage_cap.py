@@ -23,6 +23,7 @@ from meterd.core.organization import DenialReason, OrganizationState
 from meterd.core.plan import UNSET, Contract, Tier, Unset
 from meterd.core.quota import (
     denial,
+    is_due,
     next_wakeup_ms,
     overage_cap_line_ms,
     running_denial,
@@ -213,9 +214,12 @@ def test_no_row_takes_a_period_past_the_cap_in_force(
         if isinstance(command, Heartbeat):
             command = Heartbeat("task_1", now_ms - NOON_MS)  # noqa: PLW2901 - the time is known now
             assert decide(state, command, now_ms) == _heartbeat_in_full(state, command, now_ms)
-        decision = drive(state, command, now_ms)
+        decisions = [drive(state, Tick(), now_ms)] if is_due(state, now_ms) else []
+        decisions.append(drive(state, command, now_ms))
         caps_usd[state.terms.seq] = state.terms.limits.overage_cap_usd
-        rows: tuple[UsageRow, ...] = () if decision.facts is None else decision.facts.rows
+        rows: list[UsageRow] = [
+            row for made in decisions if made.facts is not None for row in made.facts.rows
+        ]
         for row in rows:
             if row.kind is Kind.OVERAGE:
                 spent_usd += row.total_cost_usd

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import attrs
 import pytest
 
 from meterd.core.forecast import Burn, burn_window_ms, forecast
 from meterd.core.outlook import Allowance, is_low, low_days, outgrown, pro_rata_percent
 from meterd.core.plan import NO_CONTRACT, Tier, resolve
+from meterd.core.quota import stop_line_ms
 from meterd.core.units import DAY_MS, MINUTE_MS
-from tests.organizations import CATALOGUE, MARCH_MS
+from tests.organizations import CATALOGUE, MARCH_MS, make_period
 
 
 MONTH_MS = 30 * DAY_MS
@@ -95,6 +97,7 @@ def test_a_forecast_bills_what_the_plan_allows_and_tells_when_it_stops() -> None
         STARTER,
         used_ms=900 * MINUTE_MS,
         overage_usd=Decimal(0),
+        stop_ms=STARTER.hard_limit_ms,
         burn=Burn(used_ms=350 * MINUTE_MS, window_ms=7 * DAY_MS),
         now_ms=MARCH_MS,
         end_ms=MARCH_MS + 20 * DAY_MS,
@@ -111,6 +114,7 @@ def test_a_forecast_without_burn_is_what_there_is() -> None:
         STARTER,
         used_ms=MINUTE_MS,
         overage_usd=Decimal(0),
+        stop_ms=STARTER.hard_limit_ms,
         burn=Burn(used_ms=0, window_ms=burn_window_ms(MARCH_MS, MARCH_MS)),
         now_ms=MARCH_MS,
         end_ms=MARCH_MS + DAY_MS,
@@ -120,6 +124,43 @@ def test_a_forecast_without_burn_is_what_there_is() -> None:
     assert burn_window_ms(0, 30 * DAY_MS) == 7 * DAY_MS
 
 
+def test_a_forecast_stops_at_the_overage_cap_when_that_comes_first() -> None:
+    """A cap of $2 pays for 40 minutes: stopped at 1,040 and billed $2, though 1,100 are allowed."""
+    capped = attrs.evolve(STARTER, overage_cap_usd=Decimal(2))
+    period = make_period(used_ms=900 * MINUTE_MS)
+    found = forecast(
+        capped,
+        used_ms=period.used_ms,
+        overage_usd=period.overage_usd,
+        stop_ms=stop_line_ms(capped, period),
+        burn=Burn(used_ms=350 * MINUTE_MS, window_ms=7 * DAY_MS),
+        now_ms=MARCH_MS,
+        end_ms=MARCH_MS + 20 * DAY_MS,
+    )
+
+    assert found.agent_minutes == 1_900
+    assert found.overage_usd == Decimal("2.000000")
+    assert found.exhausted_at_ms == MARCH_MS + 140 * DAY_MS // 50
+
+
+def test_a_cap_of_an_unlimited_plan_is_where_it_ends() -> None:
+    """Enterprise work never stops by the plan, but it does by the customer's own cap."""
+    enterprise = resolve(CATALOGUE, Tier.ENTERPRISE, NO_CONTRACT)
+    capped = attrs.evolve(enterprise, overage_cap_usd=Decimal(5))
+    period = make_period(used_ms=0)
+    found = forecast(
+        capped,
+        used_ms=0,
+        overage_usd=Decimal(0),
+        stop_ms=stop_line_ms(capped, period),
+        burn=Burn(used_ms=70 * MINUTE_MS, window_ms=7 * DAY_MS),
+        now_ms=MARCH_MS,
+        end_ms=MARCH_MS + 20 * DAY_MS,
+    )
+
+    assert (found.overage_usd, found.exhausted_at_ms) == (Decimal(5), MARCH_MS + 10 * DAY_MS)
+
+
 def test_an_unlimited_plan_is_never_exhausted_and_bills_everything() -> None:
     """Enterprise: every minute past the included ones, at the contract's rate."""
     limits = resolve(CATALOGUE, Tier.ENTERPRISE, NO_CONTRACT)
@@ -127,6 +168,7 @@ def test_an_unlimited_plan_is_never_exhausted_and_bills_everything() -> None:
         limits,
         used_ms=100 * MINUTE_MS,
         overage_usd=Decimal("5.000000"),
+        stop_ms=None,
         burn=Burn(used_ms=70 * MINUTE_MS, window_ms=7 * DAY_MS),
         now_ms=0,
         end_ms=10 * DAY_MS,
