@@ -436,6 +436,8 @@ def load_config(options: Mapping[str, object], *, file: Path | None = None) -> L
 
     Errors: ConfigError with one sentence per line for each thing that is wrong.
     """
+    if file is not None and not file.exists():  # the library says it as well, in its own words
+        raise ConfigError(f"There is no file {file}: correct --config.")
     values: dict[str, object] = {}
     sources = {field.name: "default" for field in attrs.fields(Config)}
     for label, loader in _loaders(options, file):
@@ -473,8 +475,6 @@ def _loaded(loader: Loader, file: Path | None) -> Mapping[str, object]:
     state = SettingsState(Config, [loader], [], default_converter(), Path())
     try:
         loaded = loader(Config, state.options)
-    except FileNotFoundError:
-        raise ConfigError(f"There is no file {file}: correct --config.") from None
     except (TsError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be used: {error}.") from error
     parts = [loaded] if isinstance(loaded, LoadedSettings) else loaded

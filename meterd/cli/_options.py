@@ -31,11 +31,6 @@ DATABASE = ("data_dir", "database_url")
 """The settings of a command that works on stored data only."""
 
 
-def examples(*lines: str) -> str:
-    """Return what stands at the end of a command's help: commands to type, as they are typed."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
 def configured(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the options of these settings (of all without names) and call it `loaded`.
 

@@ -14,6 +14,7 @@ import click
 import httpx
 
 from meterd.cli import ExitCode
+from meterd.cli._examples import examples
 from meterd.cli._options import configured
 from meterd.config import LoadedConfig
 from meterd.errors import ConfigError, MeterdError
@@ -23,7 +24,9 @@ TIMEOUT_S = 600
 """Seconds: Stripe lists a hundred objects a request, and it compares everything."""
 
 
-@click.command()
+@click.command(
+    epilog=examples("meterd reconcile stripe --dry-run", "meterd reconcile stripe --json")
+)
 @click.option("--dry-run", is_flag=True, help="Tell differences; store and repair nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--url", envvar="METERD_URL", metavar="URL", help="The meterd to ask.  [METERD_URL]")

@@ -13,6 +13,7 @@ from websockets.sync.client import connect
 from meterd.actors.inspection import SORTS
 from meterd.cli import ExitCode, refuse
 from meterd.cli._admin import Admin, asks_meterd, show_json, show_table
+from meterd.cli._examples import examples
 
 
 TOP_TITLES = (
@@ -34,7 +35,11 @@ def command() -> None:
     """
 
 
-@command.command()
+@command.command(
+    epilog=examples(
+        "meterd actors top --sort strikes", "meterd actors top --kind service --every 2"
+    )
+)
 @click.option("--sort", type=click.Choice(SORTS), default="rate", show_default=True)
 @click.option("--kind", type=click.Choice(("organization", "service")), help="Only these.")
 @click.option("--limit", type=click.IntRange(1, 1_000), default=20, show_default=True)
@@ -57,7 +62,9 @@ def top(
         time.sleep(every)
 
 
-@command.command()
+@command.command(
+    epilog=examples("meterd actors show acme", "meterd actors show service/ledger --json")
+)
 @address_argument
 @asks_meterd
 def show(*, admin: Admin, as_json: bool, address: str) -> None:
@@ -75,7 +82,11 @@ def show(*, admin: Admin, as_json: bool, address: str) -> None:
             click.echo(f"{name}: {value}")
 
 
-@command.command()
+@command.command(
+    epilog=examples(
+        "meterd actors trace acme --live", 'meterd actors trace acme --on --reason "ticket 17"'
+    )
+)
 @address_argument
 @click.option("--live", is_flag=True, help="Show messages as they happen, until Ctrl-C.")
 @click.option(
@@ -112,7 +123,7 @@ def trace(
         click.echo(_line(entry))
 
 
-@command.command()
+@command.command(epilog=examples('meterd actors restart service/ledger --reason "mended"'))
 @address_argument
 @reason_option
 @asks_meterd
@@ -121,7 +132,7 @@ def restart(*, admin: Admin, as_json: bool, address: str, reason: str | None) ->
     _hand(admin, "restart", address, reason, as_json=as_json)
 
 
-@command.command()
+@command.command(epilog=examples('meterd actors release acme --reason "mended"'))
 @address_argument
 @reason_option
 @asks_meterd
@@ -130,7 +141,7 @@ def release(*, admin: Admin, as_json: bool, address: str, reason: str | None) ->
     _hand(admin, "release", address, reason, as_json=as_json)
 
 
-@command.command()
+@command.command(epilog=examples("meterd actors passivate acme"))
 @address_argument
 @reason_option
 @asks_meterd

@@ -18,6 +18,7 @@ from meterd.adapters.embedded_postgres import attach_embedded_postgres
 from meterd.adapters.postgres.audit import AuditResult, Evidence, audit
 from meterd.adapters.postgres.pool import open_postgres_pools
 from meterd.cli import ExitCode, refuse
+from meterd.cli._examples import examples
 from meterd.cli._options import DATABASE, configured
 from meterd.config import Config, LoadedConfig
 from meterd.core.units import rfc3339
@@ -32,7 +33,12 @@ class Question:
     task_id: str | None
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "meterd audit --data-dir /var/lib/meterd",
+        "meterd audit --organization acme --task letter-1 --json",
+    )
+)
 @click.option("--organization", metavar="ID", help="Check one organization only.")
 @click.option("--task", metavar="ID", help="Show a task's position and its ledger rows as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -10,11 +10,12 @@ import trio
 from meterd.adapters import postgres_dump
 from meterd.cli import ExitCode, refuse
 from meterd.cli._database import open_database
+from meterd.cli._examples import examples
 from meterd.cli._options import DATABASE, configured
 from meterd.config import Config, LoadedConfig
 
 
-@click.command()
+@click.command(epilog=examples("meterd backup /var/backups/meterd.dump --data-dir /var/lib/meterd"))
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @configured(*DATABASE)
 def command(*, loaded: LoadedConfig, file: Path) -> None:

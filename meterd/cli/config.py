@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import attrs
 import click
 
+from meterd.cli._examples import examples
 from meterd.cli._options import configured
 from meterd.config import LoadedConfig, option_of, setting_fields, variable_of
 from meterd.setting import shown
@@ -33,7 +34,7 @@ Lists are TOML lists in a file, and separated by commas elsewhere.
 """
 
 
-@click.command()
+@click.command(epilog=examples("meterd config --config meterd.toml", "meterd config --json"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--markdown", is_flag=True, help="Print the reference page of all settings instead.")
 @configured()

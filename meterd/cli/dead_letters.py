@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from meterd.cli._admin import Admin, asks_meterd, show_json, show_table
+from meterd.cli._examples import examples
 
 
-@click.command()
+@click.command(epilog=examples("meterd dead-letters --organization acme --limit 10"))
 @click.option("--organization", metavar="ID", help="Only of this organization.")
 @click.option("--limit", type=click.IntRange(1, 1_000), default=50, show_default=True)
 @asks_meterd

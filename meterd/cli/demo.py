@@ -9,6 +9,7 @@ import trio
 from rich.console import Console
 
 from meterd.cli import ExitCode
+from meterd.cli._examples import examples
 from meterd.demo.month import run_month
 from meterd.demo.service import DemoError
 from meterd.demo.story import SECONDS_MIN, run_demo
@@ -18,7 +19,7 @@ from meterd.observe import log
 SECONDS_SHOWN = 40
 
 
-@click.command()
+@click.command(epilog=examples("meterd demo --seconds 60"))
 @click.option(
     "--seconds",
     "duration_s",

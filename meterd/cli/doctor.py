@@ -16,6 +16,7 @@ from meterd.adapters.embedded_postgres import attach_embedded_postgres
 from meterd.adapters.examination import FINE, WARNING, WRONG, Finding
 from meterd.cli import ExitCode
 from meterd.cli._admin import show_table
+from meterd.cli._examples import examples
 from meterd.cli._options import configured
 from meterd.config import Config, LoadedConfig
 from meterd.errors import EmbeddedPostgresError
@@ -25,7 +26,11 @@ EMBEDDED_S = 20
 """Seconds that the embedded server may take: who asks has no patience, recovery has much."""
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "meterd doctor --config meterd.toml", "meterd doctor --data-dir /var/lib/meterd --json"
+    )
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @configured("data_dir", "database_url", "connections_max")
 def command(*, loaded: LoadedConfig, as_json: bool) -> ExitCode:

@@ -9,6 +9,7 @@ import trio
 
 from meterd.adapters.postgres.jobs import PostgresJobs
 from meterd.cli._database import open_database
+from meterd.cli._examples import examples
 from meterd.cli._options import DATABASE, configured
 from meterd.config import Config, LoadedConfig
 from meterd.core.schedule import JobRecord, JobRun
@@ -18,7 +19,7 @@ from meterd.core.units import rfc3339
 RUNS_SHOWN = 20
 
 
-@click.command()
+@click.command(epilog=examples("meterd jobs", "meterd jobs retention --json"))
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @configured(*DATABASE)

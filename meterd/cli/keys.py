@@ -19,6 +19,7 @@ from meterd.adapters.ids import IdSource
 from meterd.adapters.postgres.keys import PostgresKeys
 from meterd.cli import ExitCode, refuse
 from meterd.cli._database import open_database
+from meterd.cli._examples import examples
 from meterd.cli._options import DATABASE, configured
 from meterd.config import Config, LoadedConfig
 from meterd.core.units import rfc3339
@@ -44,7 +45,12 @@ def command() -> None:
     """
 
 
-@command.command()
+@command.command(
+    epilog=examples(
+        "meterd keys create --organization acme --scope agent --name fleet",
+        'meterd keys create --name "night shift"',
+    )
+)
 @organization_option
 @click.option(
     "--scope",
@@ -84,7 +90,7 @@ def create(
     click.echo(text)
 
 
-@command.command("list")
+@command.command("list", epilog=examples("meterd keys list --organization acme"))
 @organization_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 @configured(*DATABASE)
@@ -108,7 +114,7 @@ def show(*, loaded: LoadedConfig, organization: str | None, as_json: bool) -> No
         )
 
 
-@command.command()
+@command.command(epilog=examples("meterd keys revoke key_0123 --organization acme"))
 @click.argument("key_id")
 @organization_option
 @configured(*DATABASE)

@@ -14,7 +14,8 @@ from meterd.adapters.postgres.migrate import Migrations, assert_can_migrate
 from meterd.adapters.postgres.owner import own_database
 from meterd.cli import ExitCode
 from meterd.cli._database import open_server
-from meterd.cli._options import DATABASE, configured, examples
+from meterd.cli._examples import examples
+from meterd.cli._options import DATABASE, configured
 from meterd.config import Config, LoadedConfig
 
 

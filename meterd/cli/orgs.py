@@ -7,13 +7,14 @@ from typing import Any
 import click
 
 from meterd.cli._admin import Admin, asks_meterd, show_json, show_table
+from meterd.cli._examples import examples
 
 
 TITLES = ("ID", "NAME", "PLAN", "SUSPENDED", "STRIPE CUSTOMER", "CREATED")
 PAGE = 1_000
 
 
-@click.command()
+@click.command(epilog=examples("meterd orgs", "meterd orgs acme --json"))
 @click.argument("organization", required=False, metavar="[ID]")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
 @asks_meterd

@@ -20,6 +20,7 @@ from meterd.adapters.postgres.owner import own_database
 from meterd.adapters.postgres.upkeep import PostgresUpkeep
 from meterd.cli import ExitCode
 from meterd.cli._database import OpenDatabase, open_database
+from meterd.cli._examples import examples
 from meterd.cli._options import DATABASE, configured
 from meterd.cli._reconcile_stripe import stripe
 from meterd.config import Config, LoadedConfig
@@ -48,7 +49,7 @@ class Result:
     rebuilt: Sequence[RebuiltCounters] = ()
 
 
-@command.command()
+@command.command(epilog=examples("meterd reconcile ledger", "meterd reconcile ledger --rebuild"))
 @click.option("--dry-run", is_flag=True, help="Tell differences and store nothing.")
 @click.option(
     "--rebuild",

@@ -13,6 +13,7 @@ from meterd.adapters.clock import SystemClock
 from meterd.bookkeeping import files_of, reports_of
 from meterd.cli import ExitCode, refuse
 from meterd.cli._database import open_database
+from meterd.cli._examples import examples
 from meterd.cli._options import DATABASE, configured
 from meterd.config import Config, LoadedConfig
 from meterd.core.schedule import last_whole_day_ms
@@ -20,7 +21,7 @@ from meterd.core.units import rfc3339
 from meterd.reporting.figures import StoredReport
 
 
-@click.command()
+@click.command(epilog=examples("meterd report", "meterd report --date 2026-03-01 --json"))
 @click.option(
     "--date", metavar="YYYY-MM-DD", help="A UTC day; the last whole one unless given. Or `today`."
 )

@@ -14,11 +14,14 @@ from meterd.adapters.postgres.audit import audit
 from meterd.adapters.postgres.migrate import Migrations
 from meterd.adapters.postgres.pool import open_postgres_pools
 from meterd.cli import ExitCode, refuse
+from meterd.cli._examples import examples
 from meterd.cli._options import DATABASE, configured
 from meterd.config import Config, LoadedConfig
 
 
-@click.command()
+@click.command(
+    epilog=examples("meterd restore /var/backups/meterd.dump --data-dir /var/lib/meterd-new")
+)
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @configured(*DATABASE)
 def command(*, loaded: LoadedConfig, file: Path) -> ExitCode:

@@ -9,6 +9,7 @@ import sys
 import click
 import trio
 
+from meterd.cli._examples import examples
 from meterd.cli._options import configured
 from meterd.config import Config, LoadedConfig
 from meterd.system import Meterd, run_meterd
@@ -18,7 +19,12 @@ COLLECT_EVERY = 10_000
 """Objects between two looks for cycles: more than the facts of one flush, 0.3 ms a look."""
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "meterd serve --data-dir /var/lib/meterd",
+        "METERD_DATABASE_URL=postgresql://meterd@db/meterd meterd serve --bind 0.0.0.0:8080",
+    )
+)
 @configured()
 def command(*, loaded: LoadedConfig) -> None:
     """Run meterd: meter agents, enforce plans, keep the ledger.

@@ -20,6 +20,7 @@ from meterd.adapters.stripe.client import open_stripe
 from meterd.adapters.stripe.setup import StripeSetup
 from meterd.cli import ExitCode
 from meterd.cli._admin import Admin, asks_meterd, show_json, show_table
+from meterd.cli._examples import examples
 from meterd.cli._options import configured
 from meterd.config import Config, LoadedConfig
 from meterd.errors import ConfigError
@@ -30,7 +31,12 @@ def command() -> None:
     """Set a Stripe account up, show the inbox of its events, and work an event off again."""
 
 
-@command.command()
+@command.command(
+    epilog=examples(
+        "meterd stripe setup",
+        "meterd stripe setup --webhook-url https://example.com/api/webhooks/stripe --apply",
+    )
+)
 @click.option("--apply", "applies", is_flag=True, help="Make it so; without it nothing is changed.")
 @click.option("--webhook-url", metavar="URL", help="Where Stripe reaches meterd's webhook route.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -63,7 +69,7 @@ def setup(
     return ExitCode.FAILED if is_open else ExitCode.OK
 
 
-@command.command()
+@command.command(epilog=examples("meterd stripe events --state dead"))
 @click.option("--state", type=click.Choice(("pending", "done", "dead")), help="Only these.")
 @click.option("--limit", type=click.IntRange(1, 1_000), default=50, show_default=True)
 @asks_meterd
@@ -90,7 +96,7 @@ def events(*, admin: Admin, as_json: bool, state: str | None, limit: int) -> Non
     )
 
 
-@command.command()
+@command.command(epilog=examples("meterd stripe retry evt_0123"))
 @click.argument("event_id")
 @asks_meterd
 def retry(*, admin: Admin, as_json: bool, event_id: str) -> None:

@@ -8,9 +8,10 @@ from importlib.metadata import version
 import click
 
 import meterd
+from meterd.cli._examples import examples
 
 
-@click.command()
+@click.command(epilog=examples("meterd version"))
 def command() -> None:
     """Print the version of meterd, of Python and of the libraries that matter."""
     click.echo(f"meterd {meterd.__version__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -187,3 +188,45 @@ def test_meterd_refuses_to_start_without_assertions(
     assert started.returncode == ExitCode.USAGE
     assert "without -O" in started.stderr
     assert started.stdout == ""
+
+
+def leaves(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[str, click.Command]]:
+    """Yield every command that does something, by what is typed."""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            part = command.get_command(context, name)
+            assert part is not None, name
+            yield from leaves(part, (*words, name))
+    else:
+        yield " ".join(words), command
+
+
+LEAVES = dict(leaves(group, ("meterd",)))
+
+
+@pytest.mark.parametrize("typed", LEAVES)
+def test_every_command_shows_examples_that_can_be_typed(typed: str) -> None:
+    """At three in the morning nobody reads a grammar; a wrong example costs more than none."""
+    lines = (LEAVES[typed].epilog or "").removeprefix("\b\nExamples:\n").splitlines()
+    assert lines, typed
+    for line in lines:
+        words = [word for word in shlex.split(line) if not word.startswith("METERD_")]
+        assert " ".join(words).startswith(typed), line
+        arguments = words[len(typed.split()) :]
+        LEAVES[typed].make_context(typed, arguments, resilient_parsing=True)
+
+
+def test_a_configuration_file_that_is_missing_costs_one_line(tmp_path: Path) -> None:
+    """What is wrong is said once, and not by a library as well."""
+    missing = tmp_path / "none.toml"
+    ran = subprocess.run(
+        [sys.executable, "-m", "meterd", "config", "--config", missing],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == f"meterd: There is no file {missing}: correct --config.\n"
