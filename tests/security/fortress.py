@@ -113,7 +113,7 @@ def open_fortress(database_url: str) -> Iterator[Fortress]:
         }
         with (
             _database(database_url) as fetch,
-            _meterd(settings) as url,
+            running_service(settings) as (url, _),
             httpx.Client(base_url=url, timeout=30) as http,
         ):
             yield _furnished(url, fetch, http, neighbour)
@@ -141,7 +141,10 @@ def _neighbour() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _meterd(settings: Mapping[str, str]) -> Iterator[str]:
+def running_service(
+    settings: Mapping[str, str],
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run `meterd serve` until the block ends; give its URL and its process."""
     command = [sys.executable, "-m", "meterd", "serve", "--bind", "127.0.0.1:0"]
     with subprocess.Popen(
         command, env=environment(settings), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -150,7 +153,7 @@ def _meterd(settings: Mapping[str, str]) -> Iterator[str]:
             assert process.stdout is not None
             line = process.stdout.readline().decode()
             assert line.startswith(READY_PREFIX), line
-            yield line.removeprefix(READY_PREFIX).strip()
+            yield line.removeprefix(READY_PREFIX).strip(), process
         finally:
             process.kill()
 
