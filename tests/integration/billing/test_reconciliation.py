@@ -12,8 +12,9 @@ import attrs
 import pytest
 from trio.testing import MockClock
 
+from meterd.actors.charges import ChargePolicy
 from meterd.actors.reconciliation import Reconciled
-from meterd.core.overage import ChargeState
+from meterd.core.overage import ChargeState, Review
 from meterd.core.plan import Contract, Tier
 from meterd.core.reconciliation import is_too_much
 from tests.integration.billing.rig import DAY_S, Rig, open_rig, reconciliation_of
@@ -339,3 +340,52 @@ async def test_a_year_old_charge_is_not_an_orphan(autojump_clock: MockClock) -> 
         assert kinds(found) == []
         late = [c for c in rig.kept.kept.values() if c.seq == 2]
         assert [c.state for c in late] == [ChargeState.PUSHED]
+
+
+async def test_a_plan_that_does_not_follow_from_what_was_seen_is_repaired(
+    autojump_clock: MockClock,
+) -> None:
+    """Both sides know the same subscription, and still the organization has another plan."""
+    async with open_rig() as rig:
+        await rig.create("org_1")
+        rig.subscribe("org_1", rig.make_price("pro", 14_900))
+        await rig.hear()
+        cell = rig.organizations.cells.get("org_1")
+        assert cell is not None
+        assert cell.state is not None
+        cell.state = attrs.evolve(
+            cell.state, terms=attrs.evolve(cell.state.terms, plan=Tier.STARTER)
+        )
+
+        found = await reconcile(rig)
+
+        assert (kinds(found), found.repaired) == (["plan_differs"], 1)
+        assert found.differences[0].detail == {"plan": "starter", "stripe": "pro"}
+        assert await plan_of(rig) is Tier.PRO
+        assert kinds(await reconcile(rig)) == []
+
+
+async def test_two_live_subscriptions_and_an_item_of_a_held_charge_are_for_a_person(
+    autojump_clock: MockClock,
+) -> None:
+    """Which of two to cancel, and what a void charge is doing on an invoice, nobody can compute."""
+    async with open_rig(policy=ChargePolicy(review=Review(None))) as rig:
+        subscription = await charge_a_month(rig)
+        (charge,) = rig.kept.kept.values()
+        assert charge.state is ChargeState.REVIEW
+        rig.subscribe("org_1", rig.make_price("starter", 4_900), subscription["customer"])
+        await rig.hear()
+        rig.call(
+            "POST",
+            "/v1/invoiceitems",
+            customer=subscription["customer"],
+            amount=100,
+            currency="usd",
+            metadata__meterd_charge=charge.id,
+        )
+
+        found = await reconcile(rig)
+
+        assert (kinds(found), found.repaired) == (["several_live", "item_of_held_charge"], 0)
+        assert len(rig.items()) == 1
+        assert await plan_of(rig) is Tier.PRO
