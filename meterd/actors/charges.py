@@ -2,8 +2,8 @@
 
 Rule 1: what is about to be asked of Stripe is durable before it is asked: the attempt, its key,
         its draft. After a crash the same is asked again, under the same key.
-Rule 2: whoever has asked before looks first. An item with the charge's name in its metadata is
-        the charge's, whatever became of the reply.
+Rule 2: whoever asks looks first, also the first time: the database may be a restored one. An
+        item with the charge's name in its metadata is the charge's, whatever became of the reply.
 Rule 3: an attempt that Stripe refuses for its draft is followed by one without: the item is
         pending and rides the customer's next invoice. Any other refusal parks the charge.
 Rule 4: pending items of an organization that no monthly renewal will sweep get an invoice of
@@ -285,11 +285,13 @@ class Charges:
             held = attrs.evolve(_after(charge, Move.UNLINK), reason="no Stripe customer")
             await self._put(charge, held)
             return
-        if charge.attempt and await self._found(billing, due, charge):
-            return
-        draft_id = await self._draft(billing, due)
         whom = attrs.evolve(charge, customer_id=due.customer_id)
-        await self._attempt(billing, due, whom, draft_id)
+        if await self._found(billing, due, whom):
+            return
+        is_moved = charge.customer_id not in {None, due.customer_id}
+        if is_moved and await self._found(billing, due, charge):
+            return
+        await self._attempt(billing, due, whom, await self._draft(billing, due))
 
     async def _resume(self, billing: Billing, due: DueCharge) -> None:
         """Push again what may or may not have been pushed: look, then ask under the same key."""
@@ -308,11 +310,10 @@ class Charges:
         return await billing.open_draft(due.cycle_subscription_id)
 
     async def _found(self, billing: Billing, due: DueCharge, charge: Charge) -> bool:
-        """Look for the item of an attempt whose reply was lost."""
+        """Look for the item: a reply may be lost, or a database that knew it, if this is a copy."""
         customer_id = charge.customer_id
         assert customer_id is not None, charge
-        assert charge.first_at_ms is not None, charge
-        since_ms = charge.first_at_ms - CLOCKS_APART_MS
+        since_ms = charge.period_end_ms - CLOCKS_APART_MS
         for item in await billing.items_of(customer_id, since_ms=since_ms):
             if item.charge_id == charge.id:
                 await self._land(due, charge, item)

@@ -194,6 +194,26 @@ async def test_an_item_made_while_our_clock_was_a_day_ahead_is_found(
         assert len(rig.items()) == 1
 
 
+async def test_a_database_restored_from_a_backup_charges_nothing_again(
+    autojump_clock: MockClock,
+) -> None:
+    """It has forgotten the attempt, and Stripe the key: the item itself remembers its charge."""
+    async with open_rig() as rig:
+        await to_the_boundary(rig)
+        await rig.work()
+        pushed = only(rig)
+        await rig.advance(3)
+        rig.kept.kept.clear()
+        rig.kept.marks.clear()
+        rig.restart()
+        await rig.work()
+        await settle(rig)
+
+        assert (only(rig).id, only(rig).state) == (pushed.id, ChargeState.INVOICED)
+        assert only(rig).invoice_item_id == pushed.invoice_item_id
+        assert len(rig.items()) == 1
+
+
 async def test_a_failure_that_a_key_remembers_does_not_stop_a_charge(
     autojump_clock: MockClock,
 ) -> None:
