@@ -150,8 +150,10 @@ def open_loop(port: int, request: bytes, *, per_s: int, seconds: float) -> list[
 class Agents:
     """One agent stream and its tasks; each frame's last report has a `ref`, so its ack counts."""
 
-    def __init__(self, port: int, key: str, name: str, tasks: int, beats: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
+    def __init__(
+        self, port: int, key: str, name: str, tasks: int, beats: int, *, source: str = "127.0.0.1"
+    ) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), source_address=(source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.beats = beats
         self.in_flight = 0
@@ -167,19 +169,40 @@ class Agents:
         while b"\r\n\r\n" not in answer:
             answer += self.socket.recv(65_536)
         assert b" 101 " in answer, answer
-        for first in range(0, tasks, 100):
-            ids = self._ids[first : first + 100]
-            starts = [
-                b'{"type":"start","task_id":"%b","agent_id":"%b"}' % (one, one)
-                for one in (task_id.encode() for task_id in ids)
-            ]
-            self.socket.sendall(_frame(b"[" + b",".join(starts) + b"]"))
-            self._await(b'"started"', len(ids))
+        self._tell_all('{{"type":"start","task_id":"{0}","agent_id":"{0}"}}')
 
-    def _await(self, mark: bytes, count: int) -> None:
-        data = b""
-        while data.count(mark) < count:
-            data += self.socket.recv(262_144)
+    def _tell_all(self, message: str) -> None:
+        """Send a message about each task, in frames of 100."""
+        for first in range(0, len(self._ids), 100):
+            messages = [message.format(one) for one in self._ids[first : first + 100]]
+            self.socket.sendall(_frame(f"[{','.join(messages)}]".encode()))
+
+    def started(self) -> None:
+        """Return when every task runs, durably."""
+        self._await(b'"started"')
+
+    def finish(self) -> None:
+        """Ask to end every task: tasks that are only abandoned are lost while others measure."""
+        end = (
+            '{{"type":"finish","task_id":"{0}","outcome":"succeeded","elapsed_ms":'
+            + str(self._elapsed_ms)
+            + "}}"
+        )
+        self._tell_all(end)
+
+    def leave(self) -> None:
+        """Close the stream when every task has ended, durably."""
+        self._await(b'"finished"')
+        self.socket.close()
+
+    def _await(self, mark: bytes) -> None:
+        """Read until every task has been spoken of."""
+        data, count = b"", 0
+        while count < len(self._ids):
+            more = self.socket.recv(262_144)
+            assert more, data[-300:]
+            data = data[1 - len(mark) :] + more
+            count += data.count(mark)
 
     def send(self) -> None:
         """Send one frame of reports, the tasks in turn, each a millisecond further."""
