@@ -142,6 +142,15 @@ class StoredFinding:
     finding: Finding
 
 
+@attrs.frozen(kw_only=True)
+class ChargeFigures:
+    """How the charges stand that are not final."""
+
+    by_state: Mapping[ChargeState, int] = attrs.Factory(dict)
+    oldest_at_ms: int | None = None
+    """When the oldest one was made that is on its way and not at Stripe; None when none is."""
+
+
 class ChargeStore(Protocol):
     """The ledger of charges."""
 
@@ -201,6 +210,10 @@ class ChargeStore(Protocol):
 
     async def charges_ended_since(self, since_ms: int) -> Sequence[Charge]:
         """Return the charges of all periods that ended since an instant."""
+        ...
+
+    async def charge_figures(self) -> ChargeFigures:
+        """Return how many charges are in which state, those of final states aside."""
         ...
 
     async def followed_subscriptions(self) -> Sequence[tuple[str, str]]:

@@ -7,7 +7,8 @@ from datetime import time
 from typing import Any
 
 from meterd.actors.billing_desk import BillingDesk
-from meterd.actors.charges import ChargePolicy, Charges
+from meterd.actors.charge_policy import ChargePolicy
+from meterd.actors.charges import Charges
 from meterd.actors.organizations import Organizations
 from meterd.actors.reconciliation import StripeReconciliation
 from meterd.actors.scheduler import Job, Order

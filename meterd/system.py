@@ -231,6 +231,7 @@ async def _run(
                 **telemetry.states(portal, pools, owner, pulse, clock),
                 **notifying.states(live, webhooks, mirror),
                 "stripe": lambda: follower.figures,
+                "charges": lambda: charges.figures,
             },
         )
         web = WebServices(
@@ -257,6 +258,7 @@ async def _run(
         telemetry.measure_ledger(web.metrics, organizations)
         telemetry.measure_store(web.metrics, pools, owner)
         telemetry.measure_stripe(web.metrics, follower)
+        telemetry.measure_charges(web.metrics, charges)
         notifying.measure(web.metrics, live, webhooks, mirror)
         measure_books(web.metrics, books, scheduler)
         telemetry.measure_process(

@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from meterd.actors.cells import Decide
+from meterd.actors.charges import Charges
 from meterd.actors.inspection import State
 from meterd.actors.organizations import Organizations
 from meterd.actors.pulse import Pulse
@@ -27,6 +28,7 @@ from meterd.adapters.postgres.pool import Lane, PostgresPools
 from meterd.config import Config
 from meterd.core.commands import Command, Decision, Heartbeat
 from meterd.core.organization import OrganizationState
+from meterd.core.overage import FINAL, ChargeState
 from meterd.core.units import SECOND_MS
 from meterd.errors import ConfigError
 from meterd.observe import metrics as names
@@ -161,6 +163,14 @@ def measure_stripe(metrics: Metrics, follower: StripeActor) -> None:
     metrics.read(names.STRIPE_OLDEST, lambda: follower.oldest_waiting_ms / SECOND_MS)
     metrics.read(names.STRIPE_DEAD, lambda: follower.figures["dead"])
     metrics.read(names.STRIPE_AWAY, lambda: int(follower.is_away))
+
+
+def measure_charges(metrics: Metrics, charges: Charges) -> None:
+    """Put the metrics of what goes to Stripe in place."""
+    waiting = [state for state in ChargeState if state not in FINAL]
+    metrics.read(names.CHARGES, lambda: {(state.value,): charges.count(state) for state in waiting})
+    metrics.read(names.CHARGES_OLDEST, lambda: charges.oldest_waiting_ms / SECOND_MS)
+    metrics.read(names.CHARGES_AWAY, lambda: int(charges.is_away))
 
 
 def measure_store(metrics: Metrics, pools: PostgresPools, owner: OwnerLock) -> None:

@@ -113,6 +113,12 @@ MOVES: Mapping[ChargeState, Mapping[Move, ChargeState]] = {
 AT_STRIPE = frozenset({ChargeState.PUSHING, ChargeState.PUSHED, ChargeState.INVOICED})
 """States in which an invoice item may exist."""
 
+ON_ITS_WAY = frozenset({ChargeState.NEW, ChargeState.PUSHING})
+"""States of charges that should be at Stripe soon."""
+
+FINAL = frozenset({ChargeState.INVOICED, ChargeState.VOID})
+"""States that nothing leads out of."""
+
 OPEN = frozenset({ChargeState.NEW, ChargeState.PUSHING, ChargeState.PUSHED})
 """States in which the charge is meterd's to move on."""
 

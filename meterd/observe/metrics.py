@@ -241,6 +241,21 @@ BOOK_DIFFERENCES = _gauge(
     "Differences that the last reconciliation of ledger, counters and actors found: alert above 0.",
 )
 
+CHARGES = _gauge(
+    "meterd_charges",
+    "charges",
+    "Charges that are not final, by state; review, manual and parked ones wait for a person.",
+    "state",
+)
+CHARGES_OLDEST = _gauge(
+    "meterd_charges_oldest_seconds",
+    "seconds",
+    "For how long the oldest charge has been on its way to Stripe: alert above an hour.",
+)
+CHARGES_AWAY = _gauge(
+    "meterd_charges_away", "0 or 1", "1 while Stripe takes no charges and is asked seldom."
+)
+
 # --- the front ------------------------------------------------------------------------------------
 
 HTTP_REQUESTS = _counter(

@@ -12,7 +12,7 @@ from meterd.adapters.memory.charges import MemoryCharges
 from meterd.adapters.memory.store import MemoryStore
 from meterd.adapters.postgres.charges import PostgresCharges
 from meterd.adapters.postgres.store import PostgresStore
-from meterd.billing_ports import ChargeStore, StoredFinding
+from meterd.billing_ports import ChargeFigures, ChargeStore, StoredFinding
 from meterd.core.cycle import Cycle
 from meterd.core.overage import Charge, ChargeState, Cost, PeriodBill, Review, new_charges
 from meterd.core.period import Period
@@ -343,3 +343,26 @@ async def test_the_database_keeps_a_charge_s_amount(store: Store, charges: Charg
     ):
         with pytest.raises(StoreRejectedError, match="a charge keeps its amount"):
             await query(store, text, charge.id)
+
+
+async def test_charges_that_are_not_final_are_counted(store: Store, charges: ChargeStore) -> None:
+    """What waits, in which state and since when: operators and alerts see it."""
+    none = await charges.charge_figures()
+    charge = await booked(store, charges)
+    new = await charges.charge_figures()
+    pushed = attrs.evolve(
+        charge,
+        state=ChargeState.PUSHED,
+        attempt=1,
+        customer_id="cus_1",
+        invoice_item_id="ii_1",
+    )
+    assert await charges.move_charge(charge, pushed, at_ms=END_MS + 1)
+    at_stripe = await charges.charge_figures()
+    invoiced = attrs.evolve(pushed, state=ChargeState.INVOICED)
+    assert await charges.move_charge(pushed, invoiced, at_ms=END_MS + 2)
+
+    assert none == ChargeFigures()
+    assert new == ChargeFigures(by_state={ChargeState.NEW: 1}, oldest_at_ms=END_MS)
+    assert at_stripe == ChargeFigures(by_state={ChargeState.PUSHED: 1})
+    assert await charges.charge_figures() == ChargeFigures()

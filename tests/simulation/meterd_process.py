@@ -15,7 +15,8 @@ import stripe
 import trio
 
 from meterd.actors.cells import ActorPolicy, Decide
-from meterd.actors.charges import ChargePolicy, Charges
+from meterd.actors.charge_policy import ChargePolicy
+from meterd.actors.charges import Charges
 from meterd.actors.keyring import Principal
 from meterd.actors.ledger import FlushPolicy, Ledger
 from meterd.actors.organizations import Organizations

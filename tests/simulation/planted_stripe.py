@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 import pytest
 
-from meterd.actors import charges as charges_module
-from meterd.actors.charges import Charges
+from meterd.actors import charge_pushing, period_charges
+from meterd.actors.charge_pushing import Pusher
 from meterd.actors.reconciliation import StripeReconciliation
 from meterd.actors.stripe import StripeActor
 from meterd.actors.stripe_following import Follower
@@ -26,12 +26,12 @@ from tests.simulation.planted import bug
 @bug
 def a_push_is_tried_again_under_a_new_key(patch: pytest.MonkeyPatch) -> None:
     """Make a key for each try, and trust nothing to be there already."""
-    patch.setattr(charges_module, "must_renew_key", lambda _charge, _now_ms: True)
+    patch.setattr(charge_pushing, "must_renew_key", lambda _charge, _now_ms: True)
 
     async def nowhere(*_: Any) -> bool:
         return False
 
-    patch.setattr(Charges, "_found", nowhere)
+    patch.setattr(Pusher, "_found", nowhere)
 
 
 @bug
@@ -41,32 +41,32 @@ def an_old_key_is_replaced_without_a_look(patch: pytest.MonkeyPatch) -> None:
     async def nowhere(*_: Any) -> bool:
         return False
 
-    patch.setattr(Charges, "_found", nowhere)
+    patch.setattr(Pusher, "_found", nowhere)
 
 
 @bug
 def stripe_is_asked_before_it_is_written_down(patch: pytest.MonkeyPatch) -> None:
     """Create the invoice item first and remember the attempt afterwards."""
-    put = Charges._put
+    put = Pusher._put
 
-    async def later(self: Charges, before: Any, after: Any) -> bool:
+    async def later(self: Pusher, before: Any, after: Any) -> bool:
         if after.state is ChargeState.PUSHING and before.state is ChargeState.NEW:
             return True
         return await put(self, before, after)
 
-    patch.setattr(Charges, "_put", later)
+    patch.setattr(Pusher, "_put", later)
 
 
 @bug
 def a_push_without_a_reply_is_taken_for_done(patch: pytest.MonkeyPatch) -> None:
     """Believe that Stripe did what it was asked for."""
 
-    async def believe(self: Charges, charge: Any, error: Exception) -> None:
+    async def believe(self: Pusher, charge: Any, error: Exception) -> None:
         del error
         if charge.state is ChargeState.PUSHING:
-            await self._put(charge, charges_module._after(charge, Move.LAND))
+            await self._put(charge, charge_pushing._after(charge, Move.LAND))
 
-    patch.setattr(Charges, "_postpone", believe)
+    patch.setattr(Pusher, "postpone", believe)
 
 
 @bug
@@ -78,7 +78,7 @@ def a_period_is_charged_again_after_a_crash(patch: pytest.MonkeyPatch) -> None:
         found = overage.new_charges(attrs.evolve(bill, charges=()), review, now_ms=now_ms)
         return tuple(attrs.evolve(each, id=f"{each.id}{next(numbers)}") for each in found)
 
-    patch.setattr(charges_module, "new_charges", forgetful)
+    patch.setattr(period_charges, "new_charges", forgetful)
 
 
 @bug

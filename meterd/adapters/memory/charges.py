@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -9,9 +10,9 @@ import attrs
 import trio
 
 from meterd.adapters.memory.store import Database, OrganizationRecord
-from meterd.billing_ports import DueCharge, StoredFinding
+from meterd.billing_ports import ChargeFigures, DueCharge, StoredFinding
 from meterd.core.organization import AuditEntry, Finding
-from meterd.core.overage import OPEN, Charge, ChargeState, Cost, PeriodBill
+from meterd.core.overage import FINAL, ON_ITS_WAY, OPEN, Charge, ChargeState, Cost, PeriodBill
 from meterd.core.period import Period
 from meterd.core.plan import Resource
 from meterd.core.subscription import Alert
@@ -199,6 +200,16 @@ class MemoryCharges:
         return sorted(
             (charge for charge in self.kept.values() if charge.period_end_ms >= since_ms),
             key=lambda charge: charge.id,
+        )
+
+    async def charge_figures(self) -> ChargeFigures:
+        """Return how many charges are in which state, those of final states aside."""
+        await trio.lowlevel.checkpoint()
+        waiting = [each for each in self.kept.values() if each.state not in FINAL]
+        on_their_way = [each.created_at_ms for each in waiting if each.state in ON_ITS_WAY]
+        return ChargeFigures(
+            by_state=dict(Counter(each.state for each in waiting)),
+            oldest_at_ms=min(on_their_way, default=None),
         )
 
     async def followed_subscriptions(self) -> Sequence[tuple[str, str]]:

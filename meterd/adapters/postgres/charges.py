@@ -15,9 +15,9 @@ import attrs
 
 from meterd.adapters.postgres.pool import Connection, PostgresPools
 from meterd.adapters.postgres.statements import statements
-from meterd.billing_ports import DueCharge, StoredFinding
+from meterd.billing_ports import ChargeFigures, DueCharge, StoredFinding
 from meterd.core.organization import AuditEntry, Finding
-from meterd.core.overage import Charge, ChargeState, Cost, PeriodBill
+from meterd.core.overage import FINAL, ON_ITS_WAY, Charge, ChargeState, Cost, PeriodBill
 from meterd.core.plan import Resource
 from meterd.core.units import INSTANT_MS_MAX, from_datetime, to_datetime
 from meterd.errors import OwnershipLostError
@@ -151,6 +151,17 @@ class PostgresCharges:
         """Return the charges of all periods that ended since an instant."""
         found = await self._fetch("ended_since", "list charges", to_datetime(since_ms))
         return [_charge(record["c"]) for record in found]
+
+    async def charge_figures(self) -> ChargeFigures:
+        """Return how many charges are in which state, those of final states aside."""
+        waiting = [each.value for each in ChargeState if each not in FINAL]
+        found = await self._fetch("figures", "count charges", waiting)
+        by_state = {ChargeState(each["state"]): each for each in found}
+        oldest = [by_state[state]["oldest"] for state in ON_ITS_WAY & by_state.keys()]
+        return ChargeFigures(
+            by_state={state: each["charges"] for state, each in by_state.items()},
+            oldest_at_ms=from_datetime(min(oldest)) if oldest else None,
+        )
 
     async def followed_subscriptions(self) -> Sequence[tuple[str, str]]:
         """Return (organization, subscription) of all that follow one, by organization."""

@@ -9,7 +9,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from meterd.actors.charges import ChargePolicy, MoveRefused
+from meterd.actors.charge_policy import ChargePolicy
+from meterd.actors.charges import MoveRefused
 from meterd.adapters.stripe.billing import StripeBilling
 from meterd.core.commands import Heartbeat
 from meterd.core.overage import IN_FLIGHT_MS, KEY_TRIES_MAX, Charge, ChargeState, Review
@@ -225,6 +226,36 @@ async def test_a_failure_that_a_key_remembers_does_not_stop_a_charge(
 
         assert (only(rig).state, only(rig).attempt) == (ChargeState.PUSHED, 1)
         assert len(rig.items()) == 1
+
+
+async def test_a_stripe_that_lists_and_creates_nothing_counts_as_away(
+    autojump_clock: MockClock,
+) -> None:
+    """Looks that succeed must not hide that no push does: one charge at a time asks for it."""
+    async with open_rig() as rig:
+        price = rig.make_price("pro", 14_900)
+        for number in range(5):
+            await rig.create(f"org_{number}", contract=SMALL)
+            rig.subscribe(f"org_{number}", price)
+        await rig.hear()
+        for number in range(5):
+            await rig.use(f"org_{number}", 120)
+        await rig.advance(30.9)
+        await pass_moment(rig, 31 * DAY_S + 60)
+        rig.fake.faults.fail_next(*[RequestFault.ERROR_BEFORE] * 100, method="POST", path=ITEMS)
+        await rig.charges.work()
+        was_away, failed = rig.charges.is_away, rig.charges.failures_in_a_row
+        await trio.sleep(10)
+        await rig.charges.work()
+        tried_again = [each for each in rig.kept.kept.values() if each.tries > 1]
+        rig.fake.faults.clear()
+        await settle(rig)
+
+        assert (was_away, failed) == (True, 5)
+        assert len(tried_again) == 1
+        assert not rig.charges.is_away
+        assert {each.state for each in rig.kept.kept.values()} == {ChargeState.PUSHED}
+        assert len(rig.items()) == 5
 
 
 async def test_what_stripe_refuses_is_parked_and_goes_on_when_released(

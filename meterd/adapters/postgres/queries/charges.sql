@@ -120,6 +120,12 @@ LIMIT $5
 -- name: ended_since
 SELECT c FROM overage_charges c WHERE c.period_end >= $1 ORDER BY c.id
 
+-- name: figures
+-- An index scan: of what is final there may be very much, and none of it is looked at.
+-- $1: states.
+SELECT state, count(*) AS charges, min(created_at) AS oldest
+FROM overage_charges WHERE state = ANY ($1::text[]) GROUP BY state
+
 -- name: followed
 SELECT id, cycle_subscription_id FROM organizations
 WHERE cycle_subscription_id IS NOT NULL ORDER BY id
