@@ -10,7 +10,7 @@ What the events of a subscription lead to is stripe_following.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -101,6 +101,8 @@ class StripeActor:
         self._back = trio.Event()
         self._busy: set[str] = set()
         self._failures_in_a_row = 0
+        self._hopeless: Counter[str] = Counter()
+        """How often an event failed for what no waiting cures; outages do not count."""
         self._lost: OwnershipLostError | None = None
         self.last_error: str | None = None
         self._inbox = InboxFigures()
@@ -230,6 +232,8 @@ class StripeActor:
             result = await attempt_async(self._follower.settle, events)
             if isinstance(result, Crash):
                 await self._fail(events, result.error)
+            else:
+                self._forget(events)
         except OwnershipLostError as error:
             self._lost = error
             self._back.set()
@@ -261,12 +265,17 @@ class StripeActor:
         later: dict[int, list[str]] = {}
         dead = []
         for pending in events:
-            is_late = now_ms >= pending.received_at_ms + policy.patience_ms
-            is_out = is_late if is_transient else pending.attempts + 1 >= policy.attempts_max
-            if is_out:
-                dead.append(pending.event.id)
+            event_id, tries = pending.event.id, pending.attempts + 1
+            if is_transient:  # tries too: what is retried by hand is late from the beginning
+                is_late = now_ms >= pending.received_at_ms + policy.patience_ms
+                is_out = is_late and tries >= policy.attempts_max
             else:
-                later.setdefault(pending.attempts + 1, []).append(pending.event.id)
+                self._hopeless[event_id] += 1
+                is_out = self._hopeless[event_id] >= policy.attempts_max
+            if is_out:
+                dead.append(event_id)
+            else:
+                later.setdefault(tries, []).append(event_id)
         log.warning(
             "stripe_events_failed",
             event_ids=[pending.event.id for pending in events],
@@ -282,3 +291,8 @@ class StripeActor:
         if dead:
             self.outcomes["dead"] += len(dead)
             await self._store.give_up(dead, error=self.last_error)
+            self._forget(pending for pending in events if pending.event.id in dead)
+
+    def _forget(self, events: Iterable[PendingEvent]) -> None:
+        for pending in events:
+            self._hopeless.pop(pending.event.id, None)

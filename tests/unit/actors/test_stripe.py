@@ -350,6 +350,40 @@ async def test_stripe_away_for_25_hours_is_caught_up_with(
     assert await setup.plan() is Tier.PRO
 
 
+async def test_an_outage_takes_no_attempts_from_what_is_not_there_yet(
+    setup: Setup, autojump_clock: MockClock
+) -> None:
+    """After a day of failures Stripe is back and shows the object a little later: followed."""
+    setup.shelf.is_away = True
+    await setup.deliver(make_payload())
+    await trio.sleep(25 * HOUR_MS / SECOND_MS)
+    failed = setup.kept().attempts
+    setup.shelf.found, setup.shelf.is_away = None, False
+    await trio.sleep(5 * MINUTE_MS / SECOND_MS)
+    waiting = setup.kept().state
+    setup.shelf.found = make_object()
+    await trio.sleep(10 * MINUTE_MS / SECOND_MS)
+
+    assert failed > POLICY.attempts_max
+    assert (waiting, setup.kept().state) == ("pending", "done")
+
+
+async def test_an_old_event_that_is_retried_has_all_its_attempts(
+    setup: Setup, autojump_clock: MockClock
+) -> None:
+    """It was received long ago: one hiccup of Stripe's must not end it again."""
+    setup.shelf.found = None
+    await setup.deliver(make_payload())
+    await trio.sleep(3 * DAY_MS / SECOND_MS)
+    before = setup.kept().state
+    setup.shelf.found = make_object()
+    setup.shelf.errors = [PaymentsUnavailableError("read", "500")]
+    await setup.actor.retry("evt_1")
+    await trio.sleep(5 * MINUTE_MS / SECOND_MS)
+
+    assert (before, setup.kept().state) == ("dead", "done")
+
+
 async def test_what_waits_for_somebody_else_for_days_is_dead_in_the_end(
     setup: Setup, autojump_clock: MockClock
 ) -> None:
