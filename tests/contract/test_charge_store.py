@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import Any
 
 import attrs
 import pytest
@@ -343,6 +344,20 @@ async def test_the_database_keeps_a_charge_s_amount(store: Store, charges: Charg
     ):
         with pytest.raises(StoreRejectedError, match="a charge keeps its amount"):
             await query(store, text, charge.id)
+
+
+@pytest.mark.parametrize("missing", ["attempt", "customer_id", "invoice_item_id"])
+async def test_a_charge_at_stripe_has_an_attempt_a_customer_and_an_item(
+    store: Store, charges: ChargeStore, missing: str
+) -> None:
+    """Without one of them nobody could tell later whether it was charged."""
+    charge = await booked(store, charges)
+    whole: dict[str, Any] = {"attempt": 1, "customer_id": "cus_1", "invoice_item_id": "ii_1"}
+    given = {**whole, missing: 0 if missing == "attempt" else None}
+    pushed = attrs.evolve(charge, state=ChargeState.PUSHED, **given)
+
+    with pytest.raises(StoreRejectedError):
+        await charges.move_charge(charge, pushed, at_ms=END_MS)
 
 
 async def test_charges_that_are_not_final_are_counted(store: Store, charges: ChargeStore) -> None:

@@ -12,12 +12,21 @@ import trio
 from meterd.adapters.memory.store import Database, OrganizationRecord
 from meterd.billing_ports import ChargeFigures, DueCharge, StoredFinding
 from meterd.core.organization import AuditEntry, Finding
-from meterd.core.overage import FINAL, ON_ITS_WAY, OPEN, Charge, ChargeState, Cost, PeriodBill
+from meterd.core.overage import (
+    AT_STRIPE,
+    FINAL,
+    ON_ITS_WAY,
+    OPEN,
+    Charge,
+    ChargeState,
+    Cost,
+    PeriodBill,
+)
 from meterd.core.period import Period
 from meterd.core.plan import Resource
 from meterd.core.subscription import Alert
 from meterd.core.task import TaskState
-from meterd.errors import OwnershipLostError
+from meterd.errors import OwnershipLostError, StoreRejectedError
 
 
 EARLIER_PERIODS = 3
@@ -163,6 +172,8 @@ class MemoryCharges:
         known = self.kept.get(before.id)
         if known is None or (known.state, known.attempt) != (before.state, before.attempt):
             return False
+        if not _is_whole(after):
+            raise StoreRejectedError("move a charge", f"{after.state.value} without what it needs")
         self.kept[before.id] = after
         for each in findings:
             self.database.findings.setdefault(each.id, (before.organization_id, each))
@@ -232,3 +243,13 @@ class MemoryCharges:
         await trio.lowlevel.checkpoint()
         if self.database.epoch != self.epoch:
             raise OwnershipLostError("another process owns the database")
+
+
+def _is_whole(charge: Charge) -> bool:
+    """Tell whether a charge has what its state asks for: the table's checks."""
+    if charge.state not in AT_STRIPE:
+        return True
+    is_attempted = charge.attempt >= 1 and charge.customer_id is not None
+    return is_attempted and (
+        charge.state is ChargeState.PUSHING or charge.invoice_item_id is not None
+    )

@@ -12,7 +12,7 @@ import attrs
 import pytest
 from trio.testing import MockClock
 
-from meterd.actors.charges import ChargePolicy
+from meterd.actors.charge_policy import ChargePolicy
 from meterd.actors.reconciliation import Reconciled
 from meterd.core.overage import ChargeState, Review
 from meterd.core.plan import Contract, Tier
