@@ -241,8 +241,8 @@ async def test_forged_old_future_and_oversized_events_leave_nothing_behind(
     assert not [line for line in shop.service.log if SECRET in line or OLD_SECRET in line]
 
 
-async def test_event_of_a_stranger_is_done_and_counted(shop: Shop) -> None:
-    """Accounts sell other things too: 200, an outcome, and no organization touched."""
+async def test_event_of_a_stranger_is_done_and_counted_until_somebody_knows_it(shop: Shop) -> None:
+    """Accounts sell other things too: 200, an outcome, no organization touched; a link mends it."""
     other = await shop.api.v1.customers.create_async({"email": "bob@example.com"})
     await shop.api.v1.subscriptions.create_async(
         {"customer": other.id, "items": [{"price": shop.prices["pro"]}]}
@@ -253,3 +253,9 @@ async def test_event_of_a_stranger_is_done_and_counted(shop: Shop) -> None:
     outcomes = {event["outcome"] for event in await shop.events("done")}
     assert outcomes == {"unknown_customer", "unknown_type"}
     assert (await shop.organization())["plan"] == "free"
+    linked = await shop.service.http.patch(
+        "/admin/v1/organizations/acme", json={"stripe_customer_id": other.id}
+    )
+    await shop.until_quiet()
+    assert linked.status_code == 200
+    assert (await shop.organization())["plan"] == "pro"
