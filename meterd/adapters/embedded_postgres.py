@@ -244,9 +244,11 @@ async def _process_ended(pid: int) -> None:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return
+    ended = select.poll()  # `select` itself takes no descriptor above 1,023
+    ended.register(descriptor, select.POLLIN)
     try:
         # Readable also when it is a zombie that its parent has not yet taken note of.
-        while not select.select([descriptor], [], [], 0)[0]:
+        while not ended.poll(0):
             await trio.lowlevel.wait_readable(descriptor)
     finally:
         os.close(descriptor)

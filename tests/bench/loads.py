@@ -167,7 +167,9 @@ class Agents:
         )
         answer = b""
         while b"\r\n\r\n" not in answer:
-            answer += self.socket.recv(65_536)
+            more = self.socket.recv(65_536)
+            assert more, answer
+            answer += more
         assert b" 101 " in answer, answer
         self._tell_all('{{"type":"start","task_id":"{0}","agent_id":"{0}"}}')
 
