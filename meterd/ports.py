@@ -401,6 +401,10 @@ class InboxFigures:
     waiting: int = 0
     oldest_at_ms: int | None = None
     """When the longest waiting event was received; None when none waits."""
+    retried: int = 0
+    """Waiting events that have failed before."""
+    next_attempt_at_ms: int | None = None
+    """When a waiting event is due next; None when none waits."""
     dead: int = 0
     """Events that were given up and wait for an operator."""
 

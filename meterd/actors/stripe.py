@@ -22,7 +22,7 @@ from meterd.actors.stripe_following import Follower
 from meterd.actors.supervisor import Crash, attempt_async
 from meterd.core.subscription import Invoice
 from meterd.core.supervision import backoff_ms
-from meterd.core.units import DAY_MS, MINUTE_MS, SECOND_MS
+from meterd.core.units import DAY_MS, MINUTE_MS, SECOND_MS, rfc3339
 from meterd.errors import (
     MeterdError,
     OwnershipLostError,
@@ -117,10 +117,15 @@ class StripeActor:
     @property
     def figures(self) -> dict[str, Any]:
         """Return what an operator sees; of the inbox as it was at most a poll ago."""
+        next_ms = self._inbox.next_attempt_at_ms
         return {
             "away": self.is_away,
             "waiting": self._inbox.waiting,
             "oldest_waiting_ms": self.oldest_waiting_ms,
+            "retried": self._inbox.retried,
+            "next_attempt_at": None if next_ms is None else rfc3339(next_ms),
+            "working_on": len(self._busy),
+            "failures_in_a_row": self._failures_in_a_row,
             "dead": self._inbox.dead,
             "outcomes": dict(self.outcomes),
             "last_error": self.last_error,

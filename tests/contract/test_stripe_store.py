@@ -175,10 +175,12 @@ async def test_the_inbox_tells_how_it_stands(stripe_store: StripeStore) -> None:
     for number in range(3):
         await stripe_store.keep_event(make_event(f"evt_{number}"), at_ms=NOW_MS + number)
     await stripe_store.give_up(["evt_0"], error="cannot be")
+    await stripe_store.postpone(["evt_2"], error="away", next_attempt_at_ms=NOW_MS + 60_000)
 
     assert (empty.waiting, empty.oldest_at_ms, empty.dead) == (0, None, 0)
     found = await stripe_store.inbox_figures()
     assert (found.waiting, found.oldest_at_ms, found.dead) == (2, NOW_MS + 1, 1)
+    assert (found.retried, found.next_attempt_at_ms) == (1, NOW_MS + 1)
 
 
 async def test_the_inbox_is_listed_newest_first_page_by_page(stripe_store: StripeStore) -> None:

@@ -164,10 +164,12 @@ class MemoryStripe:
     async def inbox_figures(self) -> InboxFigures:
         """Return how many events wait and are dead."""
         await trio.lowlevel.checkpoint()
-        waiting = [each.received_at_ms for each in self.events.values() if each.state == "pending"]
+        waiting = [each for each in self.events.values() if each.state == "pending"]
         return InboxFigures(
             waiting=len(waiting),
-            oldest_at_ms=min(waiting, default=None),
+            oldest_at_ms=min((each.received_at_ms for each in waiting), default=None),
+            retried=sum(each.attempts > 0 for each in waiting),
+            next_attempt_at_ms=min((each.next_attempt_at_ms for each in waiting), default=None),
             dead=sum(each.state == "dead" for each in self.events.values()),
         )
 

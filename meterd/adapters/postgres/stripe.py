@@ -143,10 +143,12 @@ class PostgresStripe:
             return await connection.fetchrow(statements("stripe")["inbox_figures"])
 
         found = await self.pools.read("count Stripe events", work)
-        oldest = found["oldest"]
+        oldest, following = found["oldest"], found["next_attempt"]
         return InboxFigures(
             waiting=found["waiting"],
             oldest_at_ms=None if oldest is None else from_datetime(oldest),
+            retried=found["retried"],
+            next_attempt_at_ms=None if following is None else from_datetime(following),
             dead=found["dead"],
         )
 

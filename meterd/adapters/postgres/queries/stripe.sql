@@ -96,9 +96,12 @@ LIMIT $4
 
 -- name: inbox_figures
 -- Two index scans: of what is done there may be millions, and none of it is looked at.
-SELECT w.waiting, w.oldest, d.dead
+SELECT w.waiting, w.oldest, w.retried, w.next_attempt, d.dead
 FROM (
-    SELECT count(*) AS waiting, min(received_at) AS oldest FROM stripe_events WHERE state = 'pending'
+    SELECT
+        count(*) AS waiting, min(received_at) AS oldest,
+        count(*) FILTER (WHERE attempts > 0) AS retried, min(next_attempt_at) AS next_attempt
+    FROM stripe_events WHERE state = 'pending'
 ) w, (SELECT count(*) AS dead FROM stripe_events WHERE state = 'dead') d
 
 -- name: organization_of
