@@ -1,9 +1,9 @@
-"""`python -m tests.crash.failing_meterd POINT PASS AHEAD_MS serve ...`: meterd that kills itself.
+"""`python -m tests.crash.failing_meterd POINT PASS AHEAD serve ...`: meterd that kills itself.
 
 Rule 1: meterd knows nothing of this. Its adapters are wrapped here, from outside, before its own
 command line runs.
-Rule 2: the process dies as by `kill -9`, at the PASS-th time the point is passed; POINT `never`
-only sets the clock ahead.
+Rule 2: the process dies as by `kill -9`, at the PASS-th time the point is passed, or `never`.
+Rule 3: its system clock is AHEAD: so many milliseconds, or what a file says at each look.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from meterd.adapters.clock import SystemClock, system_wall_ms
@@ -134,10 +135,15 @@ POINTS: dict[str, Install] = {
 }
 
 
+def ahead_ms(ahead: str) -> int:
+    """Return how far the clock is ahead now, from a number or the file that says it."""
+    return int(ahead if ahead.lstrip("-").isdigit() else Path(ahead).read_text())
+
+
 if __name__ == "__main__":
-    _, point, last, ahead_ms, *words = sys.argv
+    _, point, last, ahead, *words = sys.argv
     POINTS[point](Passes(int(last)))
     # The clock takes its source as the default of its first argument.
-    SystemClock.__init__.__defaults__ = (lambda: system_wall_ms() + int(ahead_ms),)
+    SystemClock.__init__.__defaults__ = (lambda: system_wall_ms() + ahead_ms(ahead),)
     sys.argv = ["meterd", *words]
     main()

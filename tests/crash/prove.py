@@ -29,6 +29,7 @@ import pytest
 import trio
 
 from tests.conftest import start_session_server, stop_session_server
+from tests.crash.clock_steps import STEPS_MS, step_clock
 from tests.crash.findings import Findings
 from tests.crash.full_disk import NoSmallDiskError, full_disk, small_disk
 from tests.crash.kills import kill_meterd, kill_postgres
@@ -58,6 +59,7 @@ def arguments_of(given: Sequence[str]) -> argparse.Namespace:
         ("full-disks", 2, "full disks, for tables and for the log in turn; needs root"),
         ("outages", 4, "black holes and refused connections, in turn"),
         ("cuts", 12, "commits whose answer is cut off"),
+        ("clock-steps", len(STEPS_MS), "steps of the system clock, small and large"),
         ("races", 5, "races for the last minute of a hard limit"),
         ("slots", 60, "agents that a race admits; a fifth more are refused"),
         ("agents", 16, "agents that work through kills and outages"),
@@ -146,6 +148,13 @@ def run_trials(options: argparse.Namespace) -> Iterator[Trial]:
             "commits without an answer (cut, reset, trickle)",
             options.cuts,
             lambda: on_own_server(partial(cut_after_commit, cycles=options.cuts, agents=agents)),
+        ),
+        (
+            "steps of the system clock",
+            options.clock_steps,
+            lambda: on_own_server(
+                partial(step_clock, steps_ms=STEPS_MS[: options.clock_steps], agents=agents)
+            ),
         ),
         (
             "races for the last minute",

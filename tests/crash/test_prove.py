@@ -18,7 +18,8 @@ from tests.tidy.sources import ROOT
 pytestmark = pytest.mark.slow
 
 NOTHING_ELSE = ["--named-kills=0", "--postgres-kills=0", "--freezes=0", "--full-disks=0",
-                "--outages=0", "--cuts=0", "--races=0", "--seeds=0", "--bugs=0"]  # fmt: skip
+                "--outages=0", "--cuts=0", "--clock-steps=0", "--races=0", "--seeds=0",
+                "--bugs=0"]  # fmt: skip
 
 
 def test_a_proof_that_is_ended_writes_what_it_has_and_leaves_no_process(
