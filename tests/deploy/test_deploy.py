@@ -1,7 +1,7 @@
 """What `deploy/` promises: metrics exist, runbooks exist, commands exist, time-outs fit.
 
-promtool, nginx and systemd-analyze check their own files where they are installed; what matters to
-us is checked here without them.
+promtool, nginx, hadolint, kubernetes-validate and systemd-analyze check their own files where they
+are installed; what matters to us is checked here without them.
 """
 
 from __future__ import annotations
@@ -196,6 +196,50 @@ def test_prometheus_itself_accepts_rules_and_their_tests() -> None:
         ("test", "rules", "alerts_test.yml"),
     ):
         assert run_tool("promtool", *arguments, cwd=where) in ("", None)
+
+
+def test_systemd_itself_accepts_the_unit_and_finds_it_locked_up(tmp_path: Path) -> None:
+    """A misspelt directive is ignored by systemd, and with it what it should have kept away."""
+    unit = tmp_path / "meterd.service"
+    program = re.findall(r"ExecStart=(\S+)", text_of("systemd/meterd.service"))[0]
+    unit.write_text(text_of("systemd/meterd.service").replace(program, "/bin/true"))
+    exposure = ("security", "--offline=yes", "--threshold=20", str(unit))
+
+    assert run_tool("systemd-analyze", "verify", str(unit), cwd=tmp_path) in ("", None)
+    assert run_tool("systemd-analyze", *exposure, cwd=tmp_path) in ("", None)
+
+
+def test_container_and_pod_are_accepted_by_their_linters() -> None:
+    """What cannot be built here is read by programs that know the format."""
+    for name, argument in (
+        ("hadolint", "Containerfile"),
+        ("kubernetes-validate", "kubernetes/meterd.yaml"),
+    ):
+        assert run_tool(name, argument, cwd=DEPLOY) in ("", None)
+
+
+def test_nginx_itself_accepts_the_proxy(tmp_path: Path) -> None:
+    """With a certificate of the test's own, and nothing listening."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ("-subj", "/CN=meter.example.com", "-nodes", "-days", "1")
+    made = run_tool(
+        "openssl",
+        *("req", "-x509", "-newkey", "rsa:2048", *subject),
+        *("-keyout", str(key), "-out", str(certificate)),
+        cwd=tmp_path,
+    )
+    proxy = re.sub(r"(ssl_certificate\s+)\S+;", rf"\1{certificate};", text_of("nginx/meterd.conf"))
+    proxy = re.sub(r"(ssl_certificate_key\s+)\S+;", rf"\1{key};", proxy)
+    (tmp_path / "meterd.conf").write_text(proxy)
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    places = "".join(f"{kind}_temp_path {tmp_path}/{kind}; " for kind in kinds)
+    (tmp_path / "nginx.conf").write_text(
+        f"pid {tmp_path}/nginx.pid;\nerror_log stderr;\nevents {{}}\n"
+        f"http {{ access_log off; {places} include {tmp_path}/meterd.conf; }}\n"
+    )
+    if made is not None:
+        verdict = run_tool("nginx", "-t", "-c", str(tmp_path / "nginx.conf"), cwd=tmp_path)
+        assert verdict in ("", None)
 
 
 def test_the_tests_of_rules_name_rules_and_runbooks_that_exist() -> None:
