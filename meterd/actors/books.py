@@ -114,12 +114,6 @@ class FindingStore(Protocol):
         """Store findings and return how many are new."""
         ...
 
-    async def add_audit(
-        self, audit_id: str, *, at_ms: int, actor: str, action: str, after_json: str
-    ) -> None:
-        """Write what an operator did that concerns no single organization."""
-        ...
-
     async def findings(
         self,
         *,

@@ -21,7 +21,7 @@ from meterd.actors.keyring import UNKNOWN, Principal, Unknown
 from meterd.core.ids import ORGANIZATION_ID
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from meterd.errors import KeySetUnavailableError, StoreUnavailableError
-from meterd.ports import Clock, KeySetSource
+from meterd.ports import SIGNED_IN, Clock, KeySetSource
 
 
 log = structlog.get_logger(__name__)
@@ -152,7 +152,7 @@ class Sessions:
         if not isinstance(subject, str) or not isinstance(claims["sid"], str):
             return None
         return Principal(
-            key_id=f"clerk:{subject}"[:128],
+            key_id=f"{SIGNED_IN}{subject}"[:128],
             organization_id=organization_id,
             scopes=scopes,
             name=subject,

@@ -11,7 +11,7 @@ from quart import Blueprint, Response, request
 from meterd.actors.books import Books
 from meterd.actors.reports import Revenue, day_of
 from meterd.actors.scheduler import JobBusyError, JobUnknownError, JobView, Scheduler
-from meterd.core.books import BookFinding, as_json
+from meterd.core.books import BookFinding
 from meterd.core.schedule import JobRun
 from meterd.core.units import INSTANT_MS_MAX, rfc3339
 from meterd.reporting.figures import StoredReport
@@ -28,6 +28,7 @@ from meterd.web.requests import (
     services,
 )
 from meterd.web.shapes import Page
+from meterd.web.trail import note
 
 
 MARKDOWN: Final = "text/markdown"
@@ -80,13 +81,15 @@ async def run_job(name: str) -> Response:
     """Start a job now; it goes on in the background and is seen in its runs."""
     actor = await operator()
     query()
+    scheduler = _scheduler()
+    if name in {view.name for view in await scheduler.jobs()}:
+        await note(services(), actor=actor, action="job.run", after={"job": name})
     try:
-        run = await _scheduler().start(name)
+        run = await scheduler.start(name)
     except JobUnknownError:
         raise ProblemError("job_unknown") from None
     except JobBusyError:
         raise ProblemError("job_running") from None
-    await _audit(actor, "job.run", {"job": run.job, "run": run.id})
     return response(json_reply(202, _run_object(run)))
 
 
@@ -130,9 +133,9 @@ async def show_report(date: str) -> Response:
     """
     actor = await operator()
     is_anew = _flag(query("refresh"), "refresh")
+    if is_anew and day_of(date) is not None:
+        await note(services(), actor=actor, action="report.refresh", after={"day": date})
     report = await _report(date, is_anew=is_anew)
-    if is_anew:
-        await _audit(actor, "report.refresh", {"day": report.day})
     if MARKDOWN in request.headers.get("accept", ""):
         headers = (("content-type", f"{MARKDOWN}; charset=utf-8"),)
         return response(Reply(200, report.markdown.encode(), headers))
@@ -204,9 +207,9 @@ async def reconcile_ledger() -> Response:
     """Compare the ledger with counters, tasks, daily metrics and live actors, now."""
     actor = await operator()
     is_dry = _flag(query("dry_run"), "dry_run")
-    found = await _books().reconcile(is_dry=is_dry)
     if not is_dry:
-        await _audit(actor, "reconcile.ledger", {"differences": len(found.differences)})
+        await note(services(), actor=actor, action="reconcile.ledger")
+    found = await _books().reconcile(is_dry=is_dry)
     content = {
         "dry_run": is_dry,
         "organizations": found.organizations,
@@ -253,18 +256,6 @@ def _finding(finding: BookFinding) -> dict[str, Any]:
         "organization_id": finding.organization_id,
         "detail": json.loads(finding.detail_json),
     }
-
-
-async def _audit(actor: str, action: str, after: dict[str, Any]) -> None:
-    """Write who did it. Errors: StoreUnavailableError."""
-    bundle = services()
-    await _books().findings.add_audit(
-        bundle.ids.new("aud"),
-        at_ms=bundle.clock.now_ms(),
-        actor=actor,
-        action=action,
-        after_json=as_json(after),
-    )
 
 
 def _flag(parameters: Mapping[str, str], field: str) -> bool:

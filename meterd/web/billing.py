@@ -35,6 +35,7 @@ from meterd.web.requests import (
 from meterd.web.schema import Reason, Request, is_organization_id
 from meterd.web.services import BillingServices
 from meterd.web.shapes import Page
+from meterd.web.trail import note
 
 
 RETURN_URL_CHARACTERS_MAX: Final = 2_048
@@ -270,11 +271,13 @@ def charge_object(charge: Charge) -> dict[str, Any]:
 @admin_billing.post("/reconcile/stripe")
 async def reconcile_stripe() -> Response:
     """Compare with Stripe and repair what differs; `?dry_run=true` only tells."""
-    await operator()
+    actor = await operator()
     is_dry = choice_in(query("dry_run"), "dry_run", ("true", "false")) == "true"
     reconciliation = _billing().reconciliation
     if reconciliation is None:
         raise ProblemError("billing_off")
+    if not is_dry and services().trail is not None:
+        await note(services(), actor=actor, action="reconcile.stripe")
     return response(json_reply(200, reconciled_object(await reconciliation.run(is_dry=is_dry))))
 
 

@@ -488,6 +488,7 @@ OPERATOR_ROUTES: Final = (
             method=method,
             path="/admin/v1/users/<organization_id>/<path:user_id>",
             scopes=ADMIN,
+            query={"reason": NAME},
             answers={200: OBJECT},
             problems=("organization_unknown", "user_active", "not_found"),
         )

@@ -2,6 +2,7 @@
 
 Rule 1: sums never change: a person becomes a pseudonym, nothing is removed.
 Rule 2: the audit log tells that somebody was erased and by whom, not who it was.
+What a person made (keys, endpoints) goes on under the pseudonym; the audit log keeps its entries.
 Rule 3: a person whose tasks run cannot be erased: what they run would be written down again.
 """
 
@@ -13,10 +14,10 @@ from meterd.errors import OrganizationUnknownError
 from meterd.ports import People
 from meterd.web.problems import ProblemError
 from meterd.web.reply import json_reply
-from meterd.web.requests import operator, query, response, services
+from meterd.web.requests import name_in, operator, query, response, services
 from meterd.web.schema import is_organization_id
 from meterd.web.services import WebServices
-from meterd.web.trail import note
+from meterd.web.trail import BY_OPERATOR, note
 
 
 people = Blueprint("people", __name__, url_prefix="/admin/v1")
@@ -26,11 +27,17 @@ people = Blueprint("people", __name__, url_prefix="/admin/v1")
 async def export(organization_id: str, user_id: str) -> Response:
     """Return everything stored under a person's id."""
     actor = await operator()
-    query()
+    reason = _reason()
     bundle = services()
     store = await _known(bundle, organization_id)
     found = await store.held(organization_id, user_id)
-    await note(bundle, actor=actor, action="user.export", organization_id=organization_id)
+    await note(
+        bundle,
+        actor=actor,
+        action="user.export",
+        organization_id=organization_id,
+        reason=reason,
+    )
     return response(json_reply(200, {"user_id": user_id, **found}))
 
 
@@ -38,7 +45,7 @@ async def export(organization_id: str, user_id: str) -> Response:
 async def erase(organization_id: str, user_id: str) -> Response:
     """Put a pseudonym in a person's place, everywhere; sums stay what they were."""
     actor = await operator()
-    query()
+    reason = _reason()
     bundle = services()
     store = await _known(bundle, organization_id)
     organizations = bundle.organizations
@@ -53,11 +60,17 @@ async def erase(organization_id: str, user_id: str) -> Response:
         actor=actor,
         action="user.erase",
         organization_id=organization_id,
+        reason=reason,
         after={"user_id": pseudonym},
     )
     records, tasks = await store.erase(organization_id, user_id, pseudonym)
     organizations.cells.restart(organization_id)  # what is in memory still has the name
     return response(json_reply(200, {"pseudonym": pseudonym, "records": records, "tasks": tasks}))
+
+
+def _reason() -> str:
+    """Return why, from the query: a DELETE has no body everywhere."""
+    return name_in(query("reason"), "reason") or BY_OPERATOR
 
 
 async def _known(bundle: WebServices, organization_id: str) -> People:

@@ -207,7 +207,7 @@ class MemoryStore:
             at_ms=at_ms,
             actor=actor,
             action=action,
-            reason="",
+            reason="made" if action == "key.create" else "revoked",
             before_json="{}",
             after_json=json.dumps({"key_id": key.id, "last4": key.last4}),
         )

@@ -94,12 +94,6 @@ class PostgresJobs:
         columns = zip(*map(_finding_columns, findings), strict=True)
         return len(await self._fetch("find", *map(list, columns)))
 
-    async def add_audit(
-        self, audit_id: str, *, at_ms: int, actor: str, action: str, after_json: str
-    ) -> None:
-        """Write what an operator did that concerns no single organization."""
-        await self._execute("audit", audit_id, to_datetime(at_ms), actor, action, after_json)
-
     async def findings(
         self,
         *,

@@ -16,6 +16,7 @@ import attrs
 from meterd.adapters.postgres.pool import Connection, PostgresPools
 from meterd.adapters.postgres.statements import statements
 from meterd.core.units import from_datetime, rfc3339
+from meterd.ports import SIGNED_IN
 
 
 ERASE_S: Final = 300.0
@@ -24,7 +25,7 @@ ERASE_S: Final = 300.0
 
 @attrs.define(eq=False, slots=False)
 class PostgresPeople:
-    """`People` on tables `usage_records` and `tasks`.
+    """`People` on `usage_records`, `tasks`, `api_keys` and `webhook_endpoints`.
 
     Errors: every method StoreUnavailableError, StoreRejectedError. Source: queries/people.sql.
     """
@@ -41,6 +42,11 @@ class PostgresPeople:
                 return {
                     name: list(await connection.fetch(texts[name], organization_id, user_id))
                     for name in ("tasks", "records")
+                } | {
+                    name: list(
+                        await connection.fetch(texts[name], organization_id, SIGNED_IN + user_id)
+                    )
+                    for name in ("keys", "endpoints")
                 }
 
         found = await self.pools.read("read a person's data", work, timeout_s=ERASE_S)
@@ -48,12 +54,21 @@ class PostgresPeople:
 
     async def erase(self, organization_id: str, user_id: str, pseudonym: str) -> tuple[int, int]:
         """Put a pseudonym in a person's place; return how many rows and tasks it was."""
-        text = statements("people")["erase"]
+        texts = statements("people")
 
         async def work(connection: Connection) -> Any:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL statement_timeout = {int(ERASE_S * 1_000)}")
-                return await connection.fetchrow(text, organization_id, user_id, pseudonym)
+                for name in ("disown_keys", "disown_endpoints"):
+                    await connection.execute(
+                        texts[name],
+                        organization_id,
+                        SIGNED_IN + user_id,
+                        SIGNED_IN + pseudonym,
+                    )
+                return await connection.fetchrow(
+                    texts["erase"], organization_id, user_id, pseudonym
+                )
 
         row = await self.pools.read("erase a person", work, timeout_s=ERASE_S)
         return row["records"], row["ended_tasks"]

@@ -56,10 +56,6 @@ SELECT x.* FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[], $5
 ON CONFLICT (id) DO NOTHING
 RETURNING id
 
--- name: audit
-INSERT INTO audit_log (id, at, actor, action, after) VALUES ($1, $2, $3, $4, $5)
-ON CONFLICT (id) DO NOTHING
-
 -- name: findings
 -- Newest first; $1, $2: instant and id of the last one seen. $3: kind or null.
 SELECT * FROM findings

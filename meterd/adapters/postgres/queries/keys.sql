@@ -17,7 +17,7 @@ WITH new AS (
 ), audit AS (
     INSERT INTO audit_log (id, at, actor, action, organization_id, reason, after)
     SELECT
-        $10::text, $6, $7, 'key.create', $2, '',
+        $10::text, $6, $7, 'key.create', $2, 'made',
         jsonb_build_object('key_id', id, 'scopes', $3, 'name', $4, 'last4', $5)
     FROM new
     ON CONFLICT (id) DO NOTHING
@@ -49,7 +49,7 @@ WITH before AS (
 ), audit AS (
     INSERT INTO audit_log (id, at, actor, action, organization_id, reason, before, after)
     SELECT
-        $4::text, $3, $5::text, 'key.revoke', found.organization_id, '',
+        $4::text, $3, $5::text, 'key.revoke', found.organization_id, 'revoked',
         jsonb_build_object('key_id', found.id, 'last4', last4, 'revoked', false),
         jsonb_build_object('key_id', found.id, 'last4', last4, 'revoked', true)
     FROM found JOIN before ON before.id = found.id AND before.revoked_at IS NULL
