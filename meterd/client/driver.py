@@ -274,6 +274,7 @@ class Driver:
                     tracked.on_stop()
             case Settled():
                 handle.metered_ms = event.metered_ms
+                handle.is_clamped = handle.is_clamped or event.is_clamped
                 handle.is_settled = True
                 del self._tracked[event.task_id]
             case GaveUp():

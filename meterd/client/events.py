@@ -56,6 +56,8 @@ class Settled:
 
     task_id: str
     metered_ms: int
+    is_clamped: bool = False
+    """meterd found the last report implausible and did not count its excess."""
 
 
 @dataclass(frozen=True)

@@ -364,7 +364,8 @@ class Session:
         metered_ms = wire.whole(message, "metered_ms")
         if entry.phase is Phase.FINISHING:
             self._drop(entry)
-            self._events.append(Settled(entry.request.task_id, metered_ms))
+            is_clamped = message.get("clamped") is True
+            self._events.append(Settled(entry.request.task_id, metered_ms, is_clamped))
         else:
             self._refuse(entry, TaskClosed("The task has ended already."))
 

@@ -221,6 +221,8 @@ class Started:
 
     task: Task
     repeated: bool = False
+    closed: bool = False
+    """It was lost so long ago that it takes no more reports."""
 
 
 @attrs.frozen(kw_only=True)
@@ -271,6 +273,7 @@ class Finished:
 
     task: Task
     clamped: bool = False
+    """What was claimed is more than what was counted, because it was not plausible."""
 
 
 @attrs.frozen(kw_only=True)

@@ -185,7 +185,7 @@ def _start(state: OrganizationState, command: StartTask, now_ms: int) -> Decisio
     known = _known(state, info.task_id, command.recalled)
     if known is not None:
         if is_same_start(known.info, info):
-            return Decision(Started(task=known, repeated=True))
+            return Decision(Started(task=known, repeated=True, closed=_is_closed(known, now_ms)))
         return Decision(TaskConflict())
     if command.recalled is None:
         return Decision(NeedsTask(task_id=info.task_id))
@@ -323,7 +323,7 @@ def _finish(state: OrganizationState, command: FinishTask, now_ms: int) -> Decis
     if known is None:
         return Decision(_absent(command.task_id, command.recalled))
     if known.state is TaskState.FINISHED:
-        return Decision(Finished(task=known))
+        return Decision(Finished(task=known, clamped=_was_clamped(state, known, command)))
     if _is_closed(known, now_ms):
         return Decision(TaskClosed())
     draft = Draft(state, now_ms)
@@ -337,6 +337,14 @@ def _finish(state: OrganizationState, command: FinishTask, now_ms: int) -> Decis
     )
     draft.put(ended)
     return draft.conclude(Finished(task=ended, clamped=clamped))
+
+
+def _was_clamped(state: OrganizationState, ended: Task, again: FinishTask) -> bool:
+    """Tell whether the claim of a repeated finish was too much when the task ended."""
+    assert ended.ended_at_ms is not None, ended.task_id
+    plausible_ms = plausible_elapsed_ms(ended.info, ended.ended_at_ms)
+    is_enforced = state.rules.plausibility is Plausibility.ENFORCE
+    return is_enforced and again.elapsed_ms > max(ended.elapsed_ms, plausible_ms)
 
 
 # --- administration -----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Final
 
+import structlog
 import trio
 from msgspec import UNSET
 
@@ -56,6 +57,8 @@ from meterd.web.stream_owed import Owed, OwedAck, OwedAnswers, OwedEvent
 from meterd.web.stream_transport import CLOSE_UNAUTHORIZED, StreamTransport
 from meterd.web.tasks import start_command
 
+
+log = structlog.get_logger(__name__)
 
 CLOSE_TOO_MANY_ERRORS: Final = 1008
 
@@ -275,7 +278,7 @@ class AgentSession:
                 return False
             self._answer(message, answer, self._view_for(message))
         except MeterdError as error:
-            self._write([_plain_error(code_of(error), message.ref)])
+            self._write([self._refused(error, message.ref)])
         return True
 
     def _view_for(self, message: TaskMessage) -> QuotaView:
@@ -321,16 +324,23 @@ class AgentSession:
             answer = await self._organizations.ask(self._organization_id, _command(message))
             self._answer(message, answer, self._view_for(message))
         except MeterdError as error:
-            self._write([_plain_error(code_of(error), message.ref)])
+            self._write([self._refused(error, message.ref)])
 
     async def _check_later(self, message: Check) -> None:
         try:
             view = await self._organizations.view(self._organization_id, message.agent_id)
         except MeterdError as error:
-            self._write([_plain_error(code_of(error), message.ref)])
+            self._write([self._refused(error, message.ref)])
         else:
             self._write([quota_message(view, message.ref)])
         self._note_answered()
+
+    def _refused(self, error: MeterdError, ref: AnyRef) -> Error:
+        """Return what the client is told of an error; what is ours alone is logged."""
+        code = code_of(error)
+        if code == "internal_error":
+            log.error("agent_message_failed", organization_id=self._organization_id, exc_info=error)
+        return _plain_error(code, ref)
 
     def _note_answered(self) -> None:
         self._waiting -= 1
@@ -347,6 +357,8 @@ class AgentSession:
                 self._answer_beat(message, outcome, seq)
             case commands.Started(task=task) if task.state is TaskState.FINISHED:
                 self._owe(OwedEvent(seq, _finished(task, ref)))
+            case commands.Started(closed=True):
+                self._write([_plain_error("task_closed", ref)])
             case commands.Started(task=task):
                 self._tasks[task.task_id] = None
                 self._unannounced.setdefault(task.task_id)
@@ -368,9 +380,9 @@ class AgentSession:
                     ref=ref,
                 )
                 self._write([denied])
-            case commands.Finished(task=task):
+            case commands.Finished(task=task, clamped=clamped):
                 self._tasks.pop(task.task_id, None)
-                self._owe(OwedEvent(seq, _finished(task, ref)))
+                self._owe(OwedEvent(seq, _finished(task, ref, clamped=clamped)))
             case _:
                 self._write([_plain_error(_REFUSALS[type(outcome)], ref)])
 
@@ -503,10 +515,14 @@ def _plain_error(code: str, ref: AnyRef) -> Error:
     return Error(code=code, message=KINDS[code].detail, ref=ref)
 
 
-def _finished(task: Task, ref: AnyRef) -> Finished:
+def _finished(task: Task, ref: AnyRef, *, clamped: bool = False) -> Finished:
     assert task.outcome is not None, task.task_id
     return Finished(
-        task_id=task.task_id, metered_ms=task.metered_ms, outcome=task.outcome.value, ref=ref
+        task_id=task.task_id,
+        metered_ms=task.metered_ms,
+        outcome=task.outcome.value,
+        clamped=True if clamped else UNSET,
+        ref=ref,
     )
 
 

@@ -36,6 +36,7 @@ from meterd.web.openapi import openapi, registered, route_of
 from meterd.web.people import people
 from meterd.web.problems import KINDS, ProblemError, error_reply, problem_reply
 from meterd.web.quota import quota
+from meterd.web.raw_paths import is_of, methods_of, raw_path
 from meterd.web.reply import COMMON_HEADERS, new_request_id
 from meterd.web.requests import SERVICES, request_id, response
 from meterd.web.services import WebServices
@@ -121,6 +122,28 @@ def _add_common_headers(answer: Response) -> None:
         answer.headers[name] = value
 
 
+def _answer_errors(app: QuartTrio) -> None:
+    """Let every error be answered with a problem."""
+
+    @app.errorhandler(MeterdError)
+    async def show_error(error: MeterdError) -> Response:
+        return response(error_reply(error, request_id()))
+
+    @app.errorhandler(HTTPException)
+    async def show_http_error(error: HTTPException) -> Response:
+        code = _CODES.get(error.code or 500)
+        if code is None:
+            is_ours = (error.code or 500) >= KINDS["internal_error"].status
+            code = "internal_error" if is_ours else "bad_request"
+        headers = []
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            # Routing counts `/v1/tasks/t/heartbeat` as a task, too: its slash would be encoded.
+            rules = ((rule.rule, rule.methods or ()) for rule in app.url_map.iter_rules())
+            allowed = methods_of(rules, raw_path()) or set(error.valid_methods)
+            headers = [("allow", ", ".join(sorted(allowed)))]
+        return response(problem_reply(code, request_id(), headers=headers))
+
+
 def make_application(services: WebServices) -> QuartTrio:
     """Return the Quart application, which serves every route by itself."""
     app = QuartTrio("meterd.web", static_folder=None)
@@ -167,6 +190,8 @@ def make_application(services: WebServices) -> QuartTrio:
         # Quart reads `//admin` as `/admin`; what guards paths in front of it may not.
         if request.scope["path"].startswith("//"):
             raise ProblemError("not_found")
+        if request.url_rule is not None and not is_of(request.url_rule.rule, raw_path()):
+            raise ProblemError("not_found")
 
     @app.after_request
     async def add_headers(answer: Response) -> Response:
@@ -181,19 +206,5 @@ def make_application(services: WebServices) -> QuartTrio:
             answer.headers.pop("content-type", None)  # Quart names a type even for no content
         return answer
 
-    @app.errorhandler(MeterdError)
-    async def show_error(error: MeterdError) -> Response:
-        return response(error_reply(error, request_id()))
-
-    @app.errorhandler(HTTPException)
-    async def show_http_error(error: HTTPException) -> Response:
-        code = _CODES.get(error.code or 500)
-        if code is None:
-            is_ours = (error.code or 500) >= KINDS["internal_error"].status
-            code = "internal_error" if is_ours else "bad_request"
-        headers = []
-        if isinstance(error, MethodNotAllowed) and error.valid_methods:
-            headers = [("allow", ", ".join(sorted(error.valid_methods)))]
-        return response(problem_reply(code, request_id(), headers=headers))
-
+    _answer_errors(app)
     return app

@@ -28,6 +28,7 @@ from meterd.errors import MeterdError, StoreError
 from meterd.ports import Ids
 from meterd.web.auth import has_scope
 from meterd.web.problems import ProblemError
+from meterd.web.raw_paths import raw_path
 from meterd.web.requests import asker, services
 from meterd.web.services import WebServices
 
@@ -166,8 +167,7 @@ async def _dropped(bundle: WebServices, scope: str, key_hash: bytes) -> None:
 
 def _place() -> str:
     """Return a digest of the path as it was sent: an encoded slash is not a bare one."""
-    raw: bytes = request.scope.get("raw_path", b"").partition(b"?")[0]
-    return hashlib.sha256(raw).hexdigest()[:32]
+    return hashlib.sha256(raw_path()).hexdigest()[:32]
 
 
 def _key(given: list[str]) -> str:

@@ -29,7 +29,7 @@ from meterd.web.schema import (
     OrganizationPatch,
     StartTaskBody,
 )
-from meterd.web.shapes import HeartbeatAnswer, Quota, RowObject, TaskObject
+from meterd.web.shapes import FinishedTask, HeartbeatAnswer, Quota, RowObject, TaskObject
 from meterd.web.usage_export import CSV
 from meterd.web.usage_shapes import DayObject, InvoicePreview, PeriodObject, Usage
 
@@ -133,7 +133,7 @@ CUSTOMER_ROUTES: Final = (
         path=f"{_TASK}/finish",
         scopes=AGENT,
         body=_json(FinishBody),
-        answers={200: TaskObject},
+        answers={200: FinishedTask},
         problems=("task_unknown", "task_closed"),
         takes_keys=False,
     ),

@@ -62,7 +62,19 @@ def _name(description: str) -> Meta:
     )
 
 
-TaskId = Annotated[str, _name("The task, unique within the organization.")]
+TaskId = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=NAME_CHARACTERS_MAX,
+        description="The task, unique within the organization.",
+        extra={
+            "must": f'{_NAME_MUST}, and not "." or ".."',
+            # It is part of paths, where clients and proxies resolve these two.
+            "rule": lambda text: is_printable_name(text) and text not in {".", ".."},
+        },
+    ),
+]
 AgentId = Annotated[str, _name("The agent that runs the task.")]
 UserId = Annotated[str, _name("The person on whose behalf it runs; can be erased later.")]
 ElapsedMs = Annotated[

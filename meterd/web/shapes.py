@@ -125,6 +125,22 @@ class TaskObject(msgspec.Struct, frozen=True, kw_only=True):
     metadata: msgspec.Raw
 
 
+class FinishedTask(TaskObject, frozen=True, kw_only=True):
+    """Answer to a finish: the task as it ended."""
+
+    clamped: Annotated[
+        bool | UnsetType,
+        Meta(description="True: more time was claimed than has passed, and is not counted."),
+    ] = UNSET
+
+
+def finished_task(task: Task, *, clamped: bool) -> FinishedTask:
+    """Return the shape of a task that has ended."""
+    return FinishedTask(
+        **msgspec.structs.asdict(task_object(task)), clamped=True if clamped else UNSET
+    )
+
+
 def task_object(task: Task) -> TaskObject:
     """Return the shape of a task."""
     info, finished_ms = task.info, task.finished_at_ms

@@ -234,6 +234,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     task_id: str
     metered_ms: int
     outcome: str
+    clamped: bool | UnsetType = UNSET
     ref: AnyRef = UNSET
 
 

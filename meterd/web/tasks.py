@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote
 
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response
 
 from meterd.core.commands import (
     Beat,
@@ -32,6 +32,7 @@ from meterd.web.codec import canonical_json
 from meterd.web.idempotency import effect_id
 from meterd.web.problems import ProblemError, denial_reply
 from meterd.web.quota import quota_view
+from meterd.web.raw_paths import raw_path
 from meterd.web.reply import Reply, json_reply, rate_limit_headers
 from meterd.web.requests import (
     body_as,
@@ -47,7 +48,13 @@ from meterd.web.requests import (
 )
 from meterd.web.schema import FinishBody, HeartbeatBody, StartTaskBody
 from meterd.web.services import WebServices
-from meterd.web.shapes import HeartbeatAnswer, Page, quota_object, task_object
+from meterd.web.shapes import (
+    HeartbeatAnswer,
+    Page,
+    finished_task,
+    quota_object,
+    task_object,
+)
 
 
 AGENT_SCOPE: Final = "agent"
@@ -130,7 +137,8 @@ async def finish_reply(
         raise _refusal(answer.outcome)
     view = await quota_view(bundle, organization_id)
     await bundle.organizations.durable(organization_id, answer.seq)
-    return json_reply(200, task_object(answer.outcome.task), rate_limit_headers(view))
+    shown = finished_task(answer.outcome.task, clamped=answer.outcome.clamped)
+    return json_reply(200, shown, rate_limit_headers(view))
 
 
 def _refusal(outcome: Outcome) -> ProblemError:
@@ -160,8 +168,7 @@ def _task_id(task_id: str, *, operation: str | None = None) -> str:
 
     Errors: ProblemError `task_unknown`, `not_found` or `method_not_allowed`.
     """
-    raw: bytes = request.scope.get("raw_path", b"").partition(b"?")[0]
-    segments = raw.removeprefix(TASK_PREFIX.encode()).split(b"/")
+    segments = raw_path().removeprefix(TASK_PREFIX.encode()).split(b"/")
     if len(segments) != (1 if operation is None else 2):
         if len(segments) == 2 and segments[1] in {b"heartbeat", b"finish"}:  # noqa: PLR2004
             raise ProblemError("method_not_allowed", headers=(("allow", "OPTIONS, POST"),))

@@ -14,23 +14,24 @@ A stream lives: handshake -> open (reader and writer tasks) -> closing -> linger
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
 from math import inf
 from typing import Final
 
 import trio
 from websockets.exceptions import ProtocolError
 from websockets.frames import CloseCode, Frame, Opcode
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from meterd.web.front.connection import GONE, READ_BYTES, WRITE_BYTES, Connection
 from meterd.web.front.counters import DoorCounters
-from meterd.web.front.head import Head
+from meterd.web.front.head import Head, Refused
 from meterd.web.front.limits import FrontDoorLimits
-from meterd.web.front.wire import text_frame
+from meterd.web.front.wire import PROBLEM_JSON, problem, text_frame
 from meterd.web.stream_transport import (
     CLOSE_IDLE,
     CLOSE_RESTARTING,
@@ -52,6 +53,13 @@ STREAM_PATHS: Final = frozenset({b"/v1/agents/stream", b"/v1/usage/live"})
 SLICE_BYTES: Final = 4_096
 """Bytes parsed in one turn: at most 682 empty frames, some 3 ms; more would be felt by others."""
 
+BAD_HANDSHAKE: Final = Refused(
+    status=400, code="bad_request", detail="The WebSocket handshake is not valid (RFC 6455)."
+)
+NO_UPGRADE: Final = Refused(
+    status=426, code="upgrade_required", detail="Open a WebSocket here, subprotocol `meterd.v1`."
+)
+
 _READER_PAUSE_BYTES: Final = 256 * 1024
 """With more than this waiting to be written, nothing more is read from this peer."""
 
@@ -68,15 +76,31 @@ def _choose_subprotocol(
     return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None
 
 
+def _reword(response: Response, body: bytes, headers: Iterable[tuple[str, str]]) -> None:
+    """Give an answer another body, and the headers that go with it."""
+    for name in ("Content-Type", "Content-Length"):
+        del response.headers[name]
+    response.headers["Content-Length"] = str(len(body))
+    for name, value in headers:
+        response.headers[name] = value
+    response.body = body
+
+
 class AgentStream:
     """One agent's WebSocket, from the upgrade request to the last byte."""
 
     def __init__(
-        self, connection: Connection, *, limits: FrontDoorLimits, counters: DoorCounters
+        self,
+        connection: Connection,
+        *,
+        limits: FrontDoorLimits,
+        counters: DoorCounters,
+        new_request_id: Callable[[], str],
     ) -> None:
         self._connection = connection
         self._limits = limits
         self._counters = counters
+        self._new_request_id = new_request_id
         self._protocol = ServerProtocol(
             select_subprotocol=_choose_subprotocol,
             max_size=limits.stream_message_bytes_max,
@@ -106,7 +130,7 @@ class AgentStream:
             if isinstance(verdict, HttpRejected):
                 await self._reject(verdict)
                 return
-            protocol.send_response(protocol.accept(event))
+            protocol.send_response(self._answer_to(event))
             await self._write(protocol.data_to_send())
             if protocol.state is not State.OPEN:
                 break
@@ -126,7 +150,7 @@ class AgentStream:
         protocol.receive_data(head)
         for event in protocol.events_received():
             assert isinstance(event, Request), event
-            protocol.send_response(protocol.accept(event))
+            protocol.send_response(self._answer_to(event))
         if protocol.state is State.OPEN:
             await self.close_at_once(close)
         else:
@@ -159,14 +183,20 @@ class AgentStream:
         """Close with 1012; the client reconnects and sends its latest totals."""
         self.outbox.close(CLOSE_RESTARTING, "server restarting")
 
+    def _answer_to(self, request: Request) -> Response:
+        """Return the 101, or a problem: the library's own words quote the request."""
+        answer = self._protocol.accept(request)
+        if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            is_version = answer.status_code == HTTPStatus.UPGRADE_REQUIRED
+            refused = NO_UPGRADE if is_version else BAD_HANDSHAKE
+            request_id = self._new_request_id()
+            headers = (("Content-Type", PROBLEM_JSON), ("X-Request-Id", request_id))
+            _reword(answer, problem(refused, request_id), headers)
+        return answer
+
     async def _reject(self, rejected: HttpRejected) -> None:
         response = self._protocol.reject(rejected.status, "")
-        del response.headers["Content-Type"]
-        del response.headers["Content-Length"]
-        response.headers["Content-Length"] = str(len(rejected.body))
-        for name, value in rejected.headers:
-            response.headers[name] = value
-        response.body = rejected.body
+        _reword(response, rejected.body, rejected.headers)
         self._protocol.send_response(response)
         await self._write(self._protocol.data_to_send())
         await self._connection.linger(self._limits.linger_ms / 1000)

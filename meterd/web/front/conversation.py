@@ -114,8 +114,7 @@ class Conversation:
             head_bytes = bytes(connection.unread[:end])
             head = self._inspect(head_bytes)
             if isinstance(head, Head) and head.is_websocket_upgrade:
-                stream = AgentStream(connection, limits=limits, counters=self._services.counters)
-                await stream.refuse(head_bytes, TOO_MANY_STREAMS)
+                await self._stream().refuse(head_bytes, TOO_MANY_STREAMS)
             else:
                 await self._refuse(refused, retry_after_s=1)
 
@@ -241,7 +240,7 @@ class Conversation:
     async def _serve_stream(self, head_bytes: bytes, head: Head, gate: StreamGate) -> None:
         connection, services = self._connection, self._services
         del connection.unread[: len(head_bytes)]
-        stream = AgentStream(connection, limits=services.limits, counters=services.counters)
+        stream = self._stream()
         forwarded_for = head.values(b"x-forwarded-for")
         address = services.proxies.client_of(connection.peer.host, forwarded_for)
         # A proxy's own connections are not counted: count the client it speaks for instead.
@@ -265,6 +264,15 @@ class Conversation:
     def _beginning_refused(self) -> Refused | None:
         return inspect_beginning(
             self._connection.unread, head_bytes_max=self._services.limits.head_bytes_max
+        )
+
+    def _stream(self) -> AgentStream:
+        services = self._services
+        return AgentStream(
+            self._connection,
+            limits=services.limits,
+            counters=services.counters,
+            new_request_id=services.new_request_id,
         )
 
     def _inspect(self, head_bytes: bytes) -> Head | Refused:

@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Iterable
 from http import HTTPStatus
+from typing import Final
 
 from meterd.web.front.head import Refused
 
@@ -40,9 +41,12 @@ def http_response(
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + body
 
 
-def refusal(refused: Refused, *, request_id: str, retry_after_s: int | None = None) -> bytes:
-    """Return the problem document (RFC 9457) that ends a connection; echoes nothing."""
-    body = json.dumps(
+PROBLEM_JSON: Final = "application/problem+json"
+
+
+def problem(refused: Refused, request_id: str) -> bytes:
+    """Return the problem document (RFC 9457) of a refusal; echoes nothing."""
+    return json.dumps(
         {
             "type": "about:blank",
             "title": _phrase(refused.status),
@@ -54,7 +58,12 @@ def refusal(refused: Refused, *, request_id: str, retry_after_s: int | None = No
         },
         separators=(",", ":"),
     ).encode()
-    headers = [("content-type", "application/problem+json")]
+
+
+def refusal(refused: Refused, *, request_id: str, retry_after_s: int | None = None) -> bytes:
+    """Return the answer that ends a connection with a problem document."""
+    body = problem(refused, request_id)
+    headers = [("content-type", PROBLEM_JSON)]
     if retry_after_s is not None:
         headers.append(("retry-after", str(retry_after_s)))
     return http_response(refused.status, body, headers, closes=True)

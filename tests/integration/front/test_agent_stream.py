@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -179,6 +180,21 @@ async def test_a_broken_handshake_is_refused(old: bytes, new: bytes, status: byt
 
             assert (await stream.receive_some(13)) == b"HTTP/1.1 " + status + b" "
         assert running.door.counters.crashed == 0
+
+
+async def test_a_broken_handshake_is_told_as_a_problem_that_repeats_nothing() -> None:
+    """The library's own words would quote the header that was wrong."""
+    canary = b"canary-7f3a"
+    async with open_door(stream_gate=EchoGate()) as running:
+        answer = await running.ask(UPGRADE.replace(b"dGhlIHNhbXBsZSBub25jZQ==", canary))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    problem = json.loads(body)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"Content-Type: application/problem+json" in head
+    assert b"X-Request-Id: " + problem["request_id"].encode() in head
+    assert (problem["status"], problem["code"]) == (400, "bad_request")
+    assert canary not in answer
 
 
 async def test_frames_behind_the_upgrade_head_are_answered_after_the_handshake() -> None:

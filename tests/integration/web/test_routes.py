@@ -11,6 +11,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from meterd.core.task import Plausibility
 from meterd.errors import StoreRejectedError
 from tests.served import ADMIN_KEY, Seen, World, open_world
 
@@ -229,6 +230,54 @@ async def test_what_is_not_there_is_a_problem_that_repeats_nothing(
     assert is_problem(answer, status, code)
     assert CANARY not in answer.raw.decode() + str(answer.headers)
     assert ("allow" in answer.headers) == (status == 405)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/v1/tasks/t/heartbeat", {"POST", "OPTIONS"}),
+        ("GET", "/v1/tasks/t/finish", {"POST", "OPTIONS"}),
+        ("DELETE", "/v1/tasks", {"GET", "HEAD", "POST", "OPTIONS"}),
+    ],
+)
+async def test_allow_names_what_this_very_path_takes(
+    autojump_clock: MockClock, world: World, method: str, path: str, allowed: set[str]
+) -> None:
+    """A bare slash ends a task's id, an encoded one is part of it."""
+    answer = await world.ask(method, path, await world.key())
+
+    assert is_problem(answer, 405, "method_not_allowed")
+    assert set(answer.headers["allow"].split(", ")) == allowed
+
+
+@pytest.mark.parametrize("task_id", [".", ".."])
+async def test_a_task_is_not_called_like_a_step_in_a_path(
+    autojump_clock: MockClock, world: World, task_id: str
+) -> None:
+    """Clients and proxies would resolve it, and report on something else."""
+    body = {"task_id": task_id, "agent_id": "a"}
+    answer = await world.ask("POST", "/v1/tasks", await world.key(), content=body)
+
+    assert is_problem(answer, 422, "invalid_request")
+    assert answer.data["errors"][0]["pointer"] == "/task_id"
+
+
+async def test_a_finish_that_claims_too_much_says_that_it_was_clamped(
+    autojump_clock: MockClock,
+) -> None:
+    """Otherwise a customer would look for the missing time in vain; asked again, it is the same."""
+    async with open_world(plausibility=Plausibility.ENFORCE) as world:
+        await world.add()
+        key = await world.key()
+        await world.ask("POST", "/v1/tasks", key, content=TASK)
+        done = {"elapsed_ms": 60_000, "outcome": "succeeded"}
+        finished = await world.ask("POST", "/v1/tasks/t/finish", key, content=done)
+        again = await world.ask("POST", "/v1/tasks/t/finish", key, content=done)
+        shown = await world.ask("GET", "/v1/tasks/t", key)
+
+    assert (finished.data["elapsed_ms"], finished.data["clamped"]) == (5_000, True)
+    assert again.data == finished.data
+    assert "clamped" not in shown.data
 
 
 @pytest.mark.parametrize(

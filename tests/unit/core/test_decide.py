@@ -161,13 +161,15 @@ def test_a_report_is_not_held_to_a_clock_that_was_slowed_down() -> None:
 
 
 def test_a_finish_is_clamped_too() -> None:
-    """And says so."""
+    """And says so, to whoever asks again, too."""
     state = make_state()
     start(state)
     outcome = drive(state, make_finish("task_1", 60_000), NOON_MS).outcome
+    again = drive(state, make_finish("task_1", 60_000), NOON_MS).outcome
 
     assert isinstance(outcome, Finished)
     assert (outcome.clamped, outcome.task.elapsed_ms) == (True, 5_000)
+    assert again == outcome
 
 
 def test_reporting_under_90_percent_for_five_minutes_is_found() -> None:
@@ -323,6 +325,19 @@ def test_a_lost_task_is_closed_after_24_hours(offset_ms: int, is_closed: bool) -
         now_ms = lost_at(state) + DAY_MS + offset_ms
         outcome = drive(state, command, now_ms).outcome
         assert (outcome == TaskClosed()) is is_closed
+
+
+@pytest.mark.parametrize(("offset_ms", "is_closed"), [(-1, False), (0, True)])
+def test_a_repeated_start_says_whether_the_lost_task_takes_reports(
+    offset_ms: int, is_closed: bool
+) -> None:
+    """An agent that is told it may go on would work a day for nothing."""
+    state = make_state()
+    now_ms = lost_at(state) + DAY_MS + offset_ms
+    again = drive(state, make_start(), now_ms).outcome
+
+    assert isinstance(again, Started)
+    assert (again.repeated, again.closed) == (True, is_closed)
 
 
 def test_more_than_three_tasks_an_hour_lost_at_zero_are_found_once() -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from trio.testing import MockClock
 
 from meterd.actors.keyring import Principal
-from meterd.core.task import Task
+from meterd.core.task import Plausibility, Task
 from meterd.web.agent_session import AgentSession
 from meterd.web.agent_stream import AgentGate
 from meterd.web.stream_transport import (
@@ -521,3 +522,37 @@ async def test_what_fails_in_a_session_costs_that_stream_only(
         assert line.outbox.closing is not None
         assert line.outbox.closing.code == 1011
         assert [one["type"] for one in await stays.settle()] == ["quota"]
+
+
+async def test_a_task_lost_a_day_ago_is_closed_to_a_new_start_too(
+    autojump_clock: MockClock,
+) -> None:
+    """Being told `started` an agent would work on, and nothing of it could be counted."""
+    async with open_world() as world:
+        await world.add()
+        async with open_line(world) as line:
+            line.say({"type": "start", "task_id": "t", "agent_id": "a"})
+            await line.hear("started")
+            await trio.sleep(60 + 24 * 3_600 + 1)
+            line.say({"type": "start", "task_id": "t", "agent_id": "a", "ref": "again"})
+            error = await line.hear("error")
+
+    assert (error["code"], error["ref"]) == ("task_closed", "again")
+
+
+async def test_a_finish_that_claims_too_much_is_told_that_it_was_clamped(
+    autojump_clock: MockClock,
+) -> None:
+    """As a heartbeat is; asked again, the answer is the same."""
+    done = {"type": "finish", "task_id": "t", "elapsed_ms": 60_000, "outcome": "succeeded"}
+    async with open_world(plausibility=Plausibility.ENFORCE) as world:
+        await world.add()
+        async with open_line(world) as line:
+            line.say({"type": "start", "task_id": "t", "agent_id": "a"})
+            line.say(done)
+            finished = await line.hear("finished")
+            line.say(done)
+            again = await line.hear("finished")
+
+    assert (finished["metered_ms"], finished["clamped"]) == (5_000, True)
+    assert again == finished
