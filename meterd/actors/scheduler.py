@@ -167,6 +167,7 @@ class Scheduler:
         self._settled: dict[str, Occurrence] = {}
         self._running: set[str] = set()
         self._asked: list[tuple[Job, JobRun]] = []
+        self._unsure: dict[str, JobRun] = {}
         self._kick = trio.Event()
         self.ended: Counter[tuple[str, ...]] = Counter()
         """Runs that ended, by job and outcome: for metrics."""
@@ -232,11 +233,23 @@ class Scheduler:
         """Run, unless it was done already: a crash after the work and before this is covered."""
         if not await self._store.is_done(job.name, occurrence.subject):
             run = self._new_run(job, occurrence.subject, Trigger.SCHEDULE)
-            if not await self._store.begin(run):
+            if not await self._begin(run):
                 raise StoreUnavailableError("begin a run", f"{job.name} runs elsewhere")
             await self._work(job, run, occurrence.at_ms, self._policy.tries_max)
         await self._store.settle(job.name, occurrence)
         self._settled[job.name] = occurrence
+
+    async def _begin(self, run: JobRun) -> bool:
+        """Write that a run begins; one that began without our learning it is closed first."""
+        lost = self._unsure.get(run.job)
+        if lost is not None:
+            now_ms = self._clock.now_ms()
+            ended = attrs.evolve(lost, outcome=Outcome.INTERRUPTED, finished_at_ms=now_ms)
+            await self._store.finish(ended, None)
+        self._unsure[run.job] = run
+        is_begun = await self._store.begin(run)
+        del self._unsure[run.job]
+        return is_begun
 
     async def _persist(self, step: Callable[[], Awaitable[None]]) -> None:
         """Do a step again until the store has taken it: a job is not lost in an outage."""
@@ -318,7 +331,7 @@ class Scheduler:
         subject = latest(job.schedule, self._zone, now_ms).subject
         run = self._new_run(job, subject, Trigger.OPERATOR)
         try:
-            is_begun = await self._store.begin(run)
+            is_begun = await self._begin(run)
         except BaseException:
             self._running.discard(name)
             raise

@@ -186,7 +186,11 @@ class Auditor:
             self._saw_end(organization_id, period)
             end_ms = self.latest_ends_ms[organization_id, period.label]
             rows = sorted(
-                (row for row in record.rows.values() if row.billing_period == period.label),
+                (
+                    row
+                    for row in record.rows.values()
+                    if row.billing_period == period.label and row.resource.value == "agent_minute"
+                ),
                 key=lambda row: (row.seq, row.id),
             )
             self._audit_rows(record, period, rows, end_ms, is_first=period is periods[0])
@@ -211,6 +215,7 @@ class Auditor:
         expect(overage == period.overage_minutes, "I1 overage", period.label)
         befores = sorted(row.recorded_before_ms for row in rows)
         if all(row.quantity_ms > 0 for row in rows):
+            self._audit_cap(record, rows)
             at_ms = 0
             for row in sorted(rows, key=lambda row: row.recorded_before_ms):
                 expect(row.recorded_before_ms == at_ms, "rows form a chain", row.id, befores)
@@ -235,6 +240,16 @@ class Auditor:
                 expect(begin_ms >= period.start_ms, "time is billed where it ran", *facts)
             is_within = period.start_ms <= row.at_ms < end_ms
             expect(is_within or row.at_ms < period.start_ms, "a row lies in its period", *facts)
+
+    def _audit_cap(self, record: OrganizationRecord, rows: Sequence[Any]) -> None:
+        """Nothing is billed past the customer's cap: naively, row by row."""
+        billed = Decimal(0)
+        for row in sorted(rows, key=lambda row: row.recorded_before_ms):
+            cap = record.terms[row.terms_seq].limits.overage_cap_usd
+            billed += row.unit_cost_usd * row.quantity
+            is_within = cap is None or row.quantity == 0 or billed <= cap
+            is_free = row.kind.value != "overage"
+            expect(is_free or is_within, "billed past the cap", row.id, billed, cap)
 
     # --- orders of operators -------------------------------------------------------------------
 
@@ -285,7 +300,7 @@ class Auditor:
         burning = state.running.values()
         is_sane = all(task.burning_from_ms <= now_ms for task in burning)
         expect(is_sane, "I5 nobody burns less than nothing", *facts, now_ms)
-        if now_ms < period.end_ms and not is_clock_back:
+        if period.start_ms <= now_ms < period.end_ms and not is_clock_back:
             burning_ms = sum(
                 min(now_ms - max(task.reported_at_ms, period.start_ms), timeout_ms)
                 for task in running.values()
@@ -293,7 +308,8 @@ class Auditor:
             seen_ms = state.period.used_ms + sum(
                 min(now_ms - task.burning_from_ms, timeout_ms) for task in state.running.values()
             )
-            expect(seen_ms == period.used_ms + burning_ms, "I5 projected", *facts, seen_ms)
+            projected_ms = period.used_ms + burning_ms
+            expect(seen_ms == projected_ms, "I5 projected", *facts, seen_ms, projected_ms)
             total_ms = len(state.running) * now_ms - state.burning_from_sum_ms
             exact_ms = sum(now_ms - task.burning_from_ms for task in state.running.values())
             expect(total_ms == exact_ms, "I5 the sum of burning time", *facts)

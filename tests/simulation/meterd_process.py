@@ -6,7 +6,10 @@ orders have no effect any more - and only then are its tasks thrown away.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,6 +24,7 @@ from meterd.actors.keyring import Principal
 from meterd.actors.ledger import FlushPolicy, Ledger
 from meterd.actors.organizations import Organizations
 from meterd.actors.reconciliation import StripeReconciliation
+from meterd.actors.scheduler import Job, Order, RetryPolicy, Scheduler, Work
 from meterd.actors.stripe import StripeActor, StripePolicy
 from meterd.actors.supervisor import EscalatedError, Service
 from meterd.adapters.clock import SystemClock
@@ -30,14 +34,19 @@ from meterd.adapters.memory.store import Database, MemoryStore
 from meterd.adapters.memory.stripe import Kept, MemoryStripe
 from meterd.adapters.stripe.billing import StripeBilling
 from meterd.adapters.stripe.client import StripePayments
+from meterd.core.commands import Voided, VoidEvent
+from meterd.core.event import EventKey, UsageEvent
 from meterd.core.organization import Rules
 from meterd.core.overage import Charge
+from meterd.core.schedule import Hourly
 from meterd.core.stripe_objects import read_event
 from meterd.core.supervision import StrikePolicy
 from meterd.errors import MeterdError, OwnershipLostError, StoreUnavailableError
 from meterd.ports import SeenInvoice, SeenSubscription
 from meterd.web.agent_session import AgentSession
+from meterd.web.events import booked
 from meterd.web.services import WebServices
+from tests.job_store import NaiveJobStore
 from tests.organizations import CATALOGUE
 from tests.simulation.determinism import Chance
 from tests.simulation.network import Line, ServerEnd
@@ -50,6 +59,11 @@ from tests.simulation.weather import Weather
 EXPECTED_ENDS = (OwnershipLostError, EscalatedError, StoreUnavailableError)
 """What a process may die of by itself; anything else is a bug."""
 
+
+PRICED = attrs.evolve(
+    CATALOGUE, api_call_usd=Decimal("0.000125"), websocket_minute_usd=Decimal("0.0075")
+)
+"""Events cost something here, so that what becomes of them shows on invoices."""
 
 STRIPE_POLICY = StripePolicy(retry_max_ms=20_000, away_max_ms=10_000)
 
@@ -68,6 +82,9 @@ class StripeTables:
     invoices: dict[str, tuple[str, SeenInvoice]] = attrs.Factory(dict)
     charges: dict[str, Charge] = attrs.Factory(dict)
     marks: dict[tuple[str, int], int] = attrs.Factory(dict)
+    jobs: NaiveJobStore = attrs.Factory(NaiveJobStore)
+    work_done: Counter[tuple[str, str]] = attrs.Factory(Counter)
+    """By job and subject: how often its work was done to the end."""
 
 
 class MeterdProcess:
@@ -109,7 +126,7 @@ class MeterdProcess:
             self.store,
             self.ledger,
             rules=Rules(
-                catalogue=CATALOGUE,
+                catalogue=PRICED,
                 task_timeout_ms=settings.task_timeout_ms,
                 record_interval_ms=settings.record_interval_ms,
                 payment_grace_ms=settings.payment_grace_ms,
@@ -194,7 +211,70 @@ class MeterdProcess:
             clock=self.clock,
             ids=IdSource(self.clock.now_ms, chance.random),
         )
-        self._services |= {"stripe": self.follower.run, "charges": self.charges.run}
+        self.scheduler = Scheduler(
+            [
+                Job(
+                    name="report", schedule=Hourly(weather().job_minute), work=self._report(tables)
+                ),
+                Job(
+                    name="stripe_reconciliation",
+                    schedule=Hourly(weather().job_minute),
+                    work=self._reconcile,
+                    after=("report",),
+                ),
+            ],
+            self.store.weathered(tables.jobs),
+            zone=UTC,
+            clock=self.clock,
+            ids=IdSource(self.clock.now_ms, chance.random),
+            jitter=chance.jitter(),
+            policy=RetryPolicy(delay_min_ms=1_000, delay_max_ms=10_000),
+        )
+        self._services |= {
+            "stripe": self.follower.run,
+            "charges": self.charges.run,
+            "scheduler": self.scheduler.run,
+        }
+
+    def _report(self, tables: StripeTables) -> Work:
+        """Return a job that takes a while and leaves something behind at its end."""
+
+        async def work(order: Order) -> dict[str, Any]:
+            await trio.sleep(2)
+            tables.work_done["report", order.subject] += 1
+            return {}
+
+        return work
+
+    async def _reconcile(self, order: Order) -> dict[str, Any]:  # noqa: ARG002  # of now
+        return {"differences": len((await self.reconciliation.run()).differences)}
+
+    # --- requests --------------------------------------------------------------------------------
+
+    async def answers(self, ask: Callable[[], Awaitable[None]]) -> bool:
+        """Serve a request; False when there is no 2xx, or nobody left to give it."""
+        if not self.is_accepting:
+            return False
+        try:
+            await ask()
+        except MeterdError:
+            return False
+        return not self.is_dead
+
+    async def take_events(
+        self, organization_id: str, events: Sequence[UsageEvent]
+    ) -> Sequence[str]:
+        """Book events as the route does; returns what became of each. Errors: MeterdError."""
+        items = await booked(self._web, organization_id, events)
+        return [item.status if item.error is None else item.error.code for item in items]
+
+    async def void_event(self, organization_id: str, key: EventKey) -> None:
+        """Take an event back as the route does. Errors: MeterdError."""
+        source, event_id = key
+        command = VoidEvent(event_id=event_id, source=source, reason="a mistake")
+        answer = await self.organizations.ask(organization_id, command)
+        assert isinstance(answer.outcome, Voided), answer
+        await self.organizations.durable(organization_id, answer.seq)
 
     async def hear(self, payload: str) -> bool:
         """Take a notice of Stripe as the webhook's route does; False: it was not kept."""
@@ -261,6 +341,10 @@ class MeterdProcess:
             organization_id=end.client.organization_id,
             scopes=frozenset({"agent"}),
         )
+        return AgentSession(end, services=self._web, principal=principal, spawn=self.spawn)
+
+    @property
+    def _web(self) -> WebServices:
         services: Any = SimpleNamespace(
             organizations=self.organizations,
             config=SimpleNamespace(upgrade_url=None),
@@ -269,9 +353,7 @@ class MeterdProcess:
                 on_revoked=lambda _key_id, _listener: lambda: None, is_revoked=lambda _key_id: False
             ),
         )
-        return AgentSession(
-            end, services=cast("WebServices", services), principal=principal, spawn=self.spawn
-        )
+        return cast("WebServices", services)
 
 
 def owner_of(database: Database, customer_id: str | None, named: str | None) -> str | None:

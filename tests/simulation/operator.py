@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from meterd.core.commands import Adjust, Adjusted, Audited, ChangeOrganization, Command
+from meterd.core.commands import (
+    Adjust,
+    Adjusted,
+    Audited,
+    ChangeOrganization,
+    ChangeSettings,
+    Command,
+)
 from meterd.core.organization import Hold
 from meterd.core.plan import Contract, Tier
 from meterd.errors import MeterdError
@@ -64,6 +71,25 @@ class Operator:
             if process is not None:
                 self._orders += 1
                 self._adjust(process, organization_id, self._chance.whole(2, 10) * 60_000, None)
+
+    async def be_capped(self) -> None:
+        """Let customers change the cap on what they pay for overage."""
+        chance, every_s = self._chance, self._world.weather.settings_every_s
+        while every_s:
+            await trio.sleep(chance.soon(every_s))
+            process = self._world.current
+            if process is not None:
+                cap = chance.pick(None, "0.05", "0.12", "0.3", "0.5")
+                command = ChangeSettings(
+                    audited=Audited(actor="key_owner", reason="cap"),
+                    overage_cap_usd=None if cap is None else Decimal(cap),
+                    threshold_percents=chance.pick(None, (50, 100), (80, 100, 110)),
+                )
+                organization_id = chance.pick(*self._world.organization_ids)
+                self._spawn(process, organization_id, command)
+
+    def _spawn(self, process: MeterdProcess, organization_id: str, command: Command) -> None:
+        process.spawn(lambda: self._give(process, organization_id, command, None))
 
     async def correct(self) -> None:
         """Change what closed periods used: that is charged, or given back, as well."""
@@ -152,8 +178,11 @@ class Operator:
             contract=Contract(agents=10, agent_minutes=minutes, grace_percent=10),
             lift=Hold.OPERATOR,
         )
-        while True:
-            process = self._world.current
-            if process is not None and await self._ask(process, organization_id, change, None):
-                return
-            await trio.sleep(1)
+        no_cap = ChangeSettings(audited=change.audited, overage_cap_usd=None)
+        for command in (change, no_cap):
+            while not await self._ask_anybody(organization_id, command):  # noqa: ASYNC110
+                await trio.sleep(1)
+
+    async def _ask_anybody(self, organization_id: str, command: Command) -> bool:
+        process = self._world.current
+        return process is not None and await self._ask(process, organization_id, command, None)

@@ -40,7 +40,7 @@ NOTICE_RETRIES_S = (3, 10, 30, 60)
 
 NOTICE_ANSWER_S = 10
 
-LOOK_S = 5.0
+LOOK_S = 60.0
 """How often the account's timers are looked at when none is known to ring."""
 
 

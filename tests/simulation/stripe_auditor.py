@@ -65,6 +65,7 @@ class StripeAuditor:
             for charge in self._tables.charges.values()
             if charge.state.value in {"new", "pushing"} or self._rides_a_final_invoice(charge)
         ]
+        waiting += [f"job {name}" for name in self._tables.jobs.running]
         for key, record in self._database.organizations.items():
             owed = owed_cents(record)
             charged = self._charged_cents(key)
@@ -90,6 +91,13 @@ class StripeAuditor:
 
     def conclude(self) -> None:
         """I3 and P6: what was owed was charged, once, and nothing else; plans are what is paid."""
+        for run in self._tables.jobs.kept:
+            is_known = run.outcome.value != "running" or run.job in self._tables.jobs.running
+            expect(is_known, "P6 a run that nobody is at is over", run)
+        for run_of, subject in self._tables.jobs.done:
+            if run_of == "report":
+                times = self._tables.work_done[run_of, subject]
+                expect(times >= 1, "P6 a job that succeeded has done its work", subject)
         for kept in self._tables.events.values():
             expect(kept.state == "done", "P6 no notice is given up", kept)
         items: dict[str, list[Json]] = defaultdict(list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation import planted_stripe  # noqa: F401  # plants bugs of its own
+from tests.simulation import planted_books, planted_stripe  # noqa: F401  # they plant their own
 from tests.simulation.planted import BUGS
 from tests.simulation.run import Failure, live_once
 

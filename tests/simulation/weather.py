@@ -47,6 +47,12 @@ class Weather:
     """Of starts: the actor raises."""
     wall_steps: bool
     orders_every_s: float
+    events_every_s: float
+    """How often a customer's system has counted something."""
+    settings_every_s: float
+    """How often a customer changes the cap on overage."""
+    job_minute: int
+    """When the hourly jobs are due: before, in or after the storm."""
     # Stripe.
     stripe_lost: float
     """The request never arrives."""
@@ -92,10 +98,13 @@ class Weather:
     def drawn(cls, seed: int) -> Weather:
         """Return the weather of a seed."""
         chance = Chance(seed, "weather")
+        is_month_end = chance.happens(0.7)
+        ago_ms = chance.whole(0, 8 * MINUTE_MS) if is_month_end else 9 * 24 * 60 * MINUTE_MS
+        begins_at_ms = MONTH_END_MS - ago_ms
         return cls(
-            begins_at_ms=MONTH_END_MS
-            - (chance.whole(0, 8 * MINUTE_MS) if chance.happens(0.7) else 9 * 24 * 60 * MINUTE_MS),
-            storm_s=chance.between(60, 180),
+            begins_at_ms=begins_at_ms,
+            job_minute=(begins_at_ms // MINUTE_MS + chance.whole(1, 3)) % 60,
+            storm_s=chance.between(50, 130),
             organizations=chance.pick(1, 1, 2, 3),
             clients=chance.whole(2, 6),
             store_latency_s=chance.pick(0.0, 0.005, 0.05, 0.3),
@@ -139,6 +148,8 @@ class Weather:
             notice_late=chance.sometimes(0.3),
             notice_doubled=chance.sometimes(0.3),
             payment_grace_ms=chance.pick(5, 30) * SECOND_MS,
+            events_every_s=chance.pick(0.0, 4.0, 8.0),
+            settings_every_s=chance.pick(0.0, 4.0, 15.0),
             charge_wait_ms=chance.pick(1, 1, 30) * SECOND_MS,
         )
 
@@ -159,6 +170,8 @@ class Weather:
             crash_every_s=0.0,
             bug=0.0,
             orders_every_s=0.0,
+            events_every_s=0.0,
+            settings_every_s=0.0,
             wall_steps=False,
             stripe_lost=0.0,
             stripe_reply_lost=0.0,

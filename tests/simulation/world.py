@@ -27,6 +27,7 @@ from tests.make import FixedClock, make_new, make_profile, make_terms
 from tests.organizations import make_period
 from tests.simulation.auditor import Auditor, limits
 from tests.simulation.clients import HonestClient, Liar
+from tests.simulation.counting import EventBooks, Sender
 from tests.simulation.determinism import Chance, seeded_run
 from tests.simulation.meterd_process import MeterdProcess, StripeTables
 from tests.simulation.network import Client, Network, Server
@@ -56,6 +57,7 @@ class Report:
     crashes: int
     acknowledged: int
     tasks: int
+    events: int
     charges: int
     charged_cents: int
     notices: int
@@ -85,6 +87,8 @@ class World:
         self._tasks = 0
         self._poison = Chance(seed, "poison")
         self.tables = StripeTables()
+        self.events = EventBooks(self.database)
+        self.senders: list[Sender] = []
 
     @property
     def organization_ids(self) -> list[str]:
@@ -134,6 +138,9 @@ class World:
                 operator = Operator(self, "operator")
                 storm.start_soon(operator.debit_all)
                 storm.start_soon(operator.run)
+                storm.start_soon(operator.be_capped)
+                for organization_id in self.organization_ids:
+                    self._count_events(nursery, storm, organization_id)
                 await trio.sleep(self.weather.storm_s)
                 self.weather = self.weather.calm()
                 self._calls_to_crash = None
@@ -150,6 +157,7 @@ class World:
         self._raise_broken()
         runs = [run for client in self.clients for run in client.runs.values()]
         self.auditor.conclude(runs, lost_ms=self._wall_back_ms)
+        self.events.conclude()
         self.books.conclude()
         return Report(
             seed=self.seed,
@@ -158,7 +166,8 @@ class World:
             frames=self.network.delivered,
             flushes=self.flushes,
             crashes=self.crashes,
-            acknowledged=self.auditor.acknowledged,
+            acknowledged=self.auditor.acknowledged + self.events.acknowledged,
+            events=sum(len(record.events) for record in self.database.organizations.values()),
             tasks=len(runs),
             charges=len(self.tables.charges),
             charged_cents=self.books.charged_cents,
@@ -210,6 +219,21 @@ class World:
             with trio.move_on_after(chance.soon(dies_every_s) if dies_every_s else 10_000):
                 await self._work(forever, client, chance)
             client.die()
+
+    def _count_events(
+        self, forever: trio.Nursery, storm: trio.Nursery, organization_id: str
+    ) -> None:
+        sender = Sender(
+            organization_id,
+            books=self.events,
+            chance=Chance(self.seed, f"sender of {organization_id}"),
+            weather=lambda: self.weather,
+            find_meterd=lambda: self.current,
+            true_ms=self.true_ms,
+        )
+        self.senders.append(sender)
+        storm.start_soon(sender.count)
+        forever.start_soon(sender.run)
 
     def new_client(
         self, forever: trio.Nursery, organization_id: str, chance: Chance
@@ -304,6 +328,7 @@ class World:
             self.note("dead", process.epoch)
             self.crashes += 1
             self.auditor.audit()
+            self.events.audit()
             down_s = self.weather.down_s if self.weather.crash_every_s else 0.5
             await trio.sleep(self.chance.between(0.05, down_s))
 
@@ -447,8 +472,7 @@ class World:
             if process is None:
                 continue
             operator.release_all(process)
-            alive = [client for client in self.clients if not client.is_dead]
-            if all(not client.session.task_count for client in alive) and self._is_at_rest(process):
+            if self._is_everything_settled() and self._is_at_rest(process):
                 # Where Stripe has told everything, meterd has to be right by itself.
                 if self.account.has_lost_notices and not is_reconciled:
                     await process.reconciliation.run()
@@ -462,6 +486,11 @@ class World:
         }
         facts = (waiting, self.books.unsettled(self.true_ms()), self.current)
         expect(False, "P6 everything becomes quiet", *facts)
+
+    def _is_everything_settled(self) -> bool:
+        alive = [client for client in self.clients if not client.is_dead]
+        is_work_done = all(not client.session.task_count for client in alive)
+        return is_work_done and all(sender.is_done for sender in self.senders)
 
     def _is_at_rest(self, process: MeterdProcess) -> bool:
         phases = {cell.phase.value for cell in process.organizations.cells}

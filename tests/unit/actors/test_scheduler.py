@@ -9,7 +9,7 @@ import json
 import random
 import time as wall
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import time
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -28,98 +28,20 @@ from meterd.actors.scheduler import (
     Work,
 )
 from meterd.adapters.ids import IdSource
-from meterd.core.books import BookFinding
 from meterd.core.schedule import (
     Daily,
     Hourly,
-    JobRecord,
-    JobRun,
     Occurrence,
     Outcome,
     Schedule,
-    Trigger,
 )
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, rfc3339
 from meterd.errors import StoreUnavailableError
+from tests.job_store import NaiveJobStore
 from tests.served import TrioClock
 
 
 AT_SIX = Daily(time(6, 0))
-
-
-@attrs.define
-class NaiveJobStore:
-    """Jobs and runs in lists, with the two rules that PostgreSQL's indexes keep."""
-
-    jobs: dict[str, JobRecord] = attrs.Factory(dict)
-    by_id: dict[str, JobRun] = attrs.Factory(dict)
-    running: set[str] = attrs.Factory(set)
-    done: set[tuple[str, str]] = attrs.Factory(set)
-    findings: list[BookFinding] = attrs.Factory(list)
-    is_away: bool = False
-
-    @property
-    def kept(self) -> list[JobRun]:
-        """Return all runs, oldest first."""
-        return list(self.by_id.values())
-
-    async def register(self, occurrences: Mapping[str, Occurrence]) -> None:
-        await self._answer()
-        for name, settled in occurrences.items():
-            self.jobs.setdefault(name, JobRecord(name=name, settled=settled))
-
-    async def interrupt_runs(self, at_ms: int) -> None:
-        await self._answer()
-        for run in self.kept if self.running else ():
-            if run.outcome is Outcome.RUNNING:
-                self.by_id[run.id] = attrs.evolve(
-                    run, outcome=Outcome.INTERRUPTED, finished_at_ms=at_ms
-                )
-        self.running.clear()
-
-    async def records(self, names: Sequence[str]) -> Mapping[str, JobRecord]:
-        await self._answer()
-        return {name: self.jobs[name] for name in names if name in self.jobs}
-
-    async def begin(self, run: JobRun) -> bool:
-        await self._answer()
-        if run.job in self.running:
-            return False
-        self.running.add(run.job)
-        self.by_id[run.id] = run
-        return True
-
-    async def is_done(self, job: str, subject: str) -> bool:
-        await self._answer()
-        return (job, subject) in self.done
-
-    async def finish(self, run: JobRun, error: str | None) -> None:
-        await self._answer()
-        self.by_id[run.id] = run
-        self.running.discard(run.job)
-        if run.outcome is Outcome.SUCCEEDED and run.trigger is Trigger.SCHEDULE:
-            self.done.add((run.job, run.subject))
-        self.jobs[run.job] = attrs.evolve(
-            self.jobs[run.job], last_outcome=run.outcome, last_error=error
-        )
-
-    async def settle(self, job: str, occurrence: Occurrence) -> None:
-        await self._answer()
-        self.jobs[job] = attrs.evolve(self.jobs[job], settled=occurrence)
-
-    async def runs(self, job: str, limit: int) -> Sequence[JobRun]:
-        await self._answer()
-        return [run for run in self.kept[::-1] if run.job == job][:limit]
-
-    async def add_findings(self, findings: Sequence[BookFinding]) -> int:
-        await self._answer()
-        self.findings.extend(findings)
-        return len(findings)
-
-    async def _answer(self) -> None:
-        await trio.lowlevel.checkpoint()
-        if self.is_away:
-            raise StoreUnavailableError("keep jobs", "away")
 
 
 @attrs.define
@@ -316,6 +238,33 @@ async def test_an_outage_of_the_store_loses_no_run(autojump_clock: trio.abc.Cloc
 
     assert diary.done("report") == ["2026-02-13"]
     assert [run.outcome for run in store.kept] == [Outcome.SUCCEEDED]
+
+
+async def test_a_run_whose_beginning_nobody_learnt_of_blocks_its_job_for_no_longer(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    """The store has the run, the reply was lost: without a look back the job would wait for ever.
+
+    An operator's run is forgotten the same way; who asked was told that it is not known.
+    """
+    diary, store = Diary(TrioClock()), NaiveJobStore()
+    scheduler = make_scheduler(diary, store, {"hourly": Hourly(20)})
+    store.replies_lost = 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scheduler.run)
+        await trio.sleep(HOUR_MS / SECOND_MS)
+        by_the_clock = diary.done("hourly")
+        store.replies_lost = 1
+        with pytest.raises(StoreUnavailableError):
+            await scheduler.start("hourly")
+        await scheduler.start("hourly")
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+
+    assert by_the_clock == ["2026-02-12T12Z"]
+    assert len(diary.done("hourly")) == 2
+    outcomes = [run.outcome for run in store.kept]
+    assert outcomes == [Outcome.INTERRUPTED, Outcome.SUCCEEDED] * 2
 
 
 async def test_an_operator_starts_a_job_but_never_a_second_at_a_time(
