@@ -18,6 +18,9 @@ from meterd.web.shapes import Page
 
 MANAGE: Final = "manage"
 
+KEYS_MAX: Final = 1_000
+"""Keys of one organization that are not revoked; only operators may give it more."""
+
 keys = Blueprint("keys", __name__)
 
 
@@ -50,6 +53,9 @@ async def create() -> Response:
     organization_id, actor = await member(MANAGE)
     query()
     body = await body_as(NewKeyBody)
+    known = await services().keyring.keys_of(organization_id)
+    if sum(key.revoked_at_ms is None for key in known) >= KEYS_MAX:
+        raise ProblemError("too_many_keys")
     key_id, keyring = effect_id(services().ids, "key"), services().keyring
     if is_retry():  # the key it may have made was seen by nobody: it is replaced
         await keyring.revoke(organization_id, key_id, revoked_by=actor)

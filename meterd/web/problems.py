@@ -147,6 +147,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     "too_many_endpoints": Kind(
         409, _CONFLICT, "The organization has as many webhook endpoints as it may."
     ),
+    "too_many_keys": Kind(
+        409, _CONFLICT, "The organization has as many keys as it may: revoke some first."
+    ),
     "user_active": Kind(409, _CONFLICT, "Tasks of this person run: end them first."),
     "job_running": Kind(409, _CONFLICT, "The job is running already."),
     "idempotency_in_flight": Kind(

@@ -355,6 +355,24 @@ async def test_keys_of_ones_own_organization_are_made_listed_and_revoked() -> No
         assert audited == [("clerk:user_1", "key.create"), ("clerk:user_1", "key.revoke")]
 
 
+async def test_an_organization_makes_a_bounded_number_of_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever may make keys must not fill the table with them; revoking makes room."""
+    monkeypatch.setattr("meterd.web.keys.KEYS_MAX", 2)
+    async with open_world() as world:
+        await world.add()
+        admin = await signed_in(world)
+        body = {"scopes": ["agent"]}
+        made = [await world.ask("POST", "/v1/keys", admin, content=body) for _ in range(3)]
+        await world.ask("DELETE", f"/v1/keys/{made[0].data['id']}", admin)
+        again = await world.ask("POST", "/v1/keys", admin, content=body)
+
+        assert [each.status_code for each in made] == [201, 201, 409]
+        assert made[2].data["code"] == "too_many_keys"
+        assert again.status_code == 201
+
+
 @pytest.mark.parametrize("scopes", [["admin"], [], ["agent", "agent"], "agent", ["agent", "admin"]])
 async def test_no_key_can_be_more_than_its_organizations(scopes: Any) -> None:
     """An operator's scope cannot be asked for here."""
