@@ -25,6 +25,7 @@ SETTINGS = {
     "METERD_PLAUSIBILITY": "off",
     "METERD_TASKS_PER_AGENT": "1000",
     "METERD_TASKS_PER_ORGANIZATION": "50000",
+    "METERD_STREAM_IDLE_MS": "3600000",  # who only holds connections answers no pings
     "METERD_LOG_LEVEL": "error",
 }
 CONNECTIONS = (1, 32, 256)
