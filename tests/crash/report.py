@@ -99,6 +99,7 @@ PROMISES = (
                 "::test_another_tenants_id_is_answered_like_a_missing_one"
             ),
             "tests/security/test_every_route.py::test_nobody_is_let_in",
+            "tests/security/test_canaries.py::test_nobody_reads_a_word_of_another_tenant",
             (
                 "tests/integration/service/test_events.py"
                 "::test_another_tenants_events_are_neither_known_nor_voidable"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from urllib.parse import urlsplit
@@ -60,3 +61,35 @@ async def test_sigterm_under_load_with_a_client_that_never_reads_ends_within_ten
     assert [line for line in log if line["event"] == "stopped"]
     assert not [line for line in log if line["event"] == "stopped_with_unflushed_facts"]
     await assert_books_are_right(*options)
+
+
+async def test_sigterm_with_streams_that_are_never_read_ends_within_ten_seconds(
+    database_url: str,
+) -> None:
+    """Agents that ask and never listen, and viewers that never look, hold nobody up."""
+    payload = json.dumps([{"type": "check"}] * 1_000).encode()
+    frame = bytes([0x81, 0xFE]) + len(payload).to_bytes(2) + bytes(4) + payload
+    async with running_meterd("--database-url", database_url) as service:
+        key = await service.organization("acme", "enterprise")
+        target = urlsplit(service.url)
+        with contextlib.ExitStack() as stack:
+            for path in ("/v1/agents/stream", "/v1/usage/live") * 4:
+                peer = socket.create_connection((target.hostname, target.port), timeout=1)
+                stack.enter_context(peer)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+                peer.sendall(
+                    f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+                    "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+                    "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+                )
+                assert peer.recv(12) == b"HTTP/1.1 101"
+                with contextlib.suppress(OSError):
+                    for _ in range(20 if "agents" in path else 0):
+                        peer.sendall(frame)
+            began = trio.current_time()
+            assert await service.stop() == 0
+            took_s = trio.current_time() - began
+        log = [json.loads(line) for line in service.log if line.startswith("{")]
+
+    assert took_s < 10
+    assert [line for line in log if line["event"] == "stopped"]
