@@ -164,7 +164,7 @@ def _problems(kind: type[msgspec.Struct], value: object, pointer: str) -> Iterat
     if not isinstance(value, dict):
         yield Problem(pointer, "must be an object")
         return
-    fields = msgspec.structs.fields(kind)
+    fields = _fields(kind)
     tag = kind.__struct_config__.tag_field
     known = {field.encode_name for field in fields} | {tag}
     if not value.keys() <= known:
@@ -177,6 +177,10 @@ def _problems(kind: type[msgspec.Struct], value: object, pointer: str) -> Iterat
                 yield Problem(place, "is required")
             continue
         yield from _field_problems(field.type, value[field.encode_name], place)
+
+
+_fields = cache(msgspec.structs.fields)
+"""Looking at a structure's annotations takes longer than everything else here together."""
 
 
 def _field_problems(annotation: Any, value: object, pointer: str) -> Iterator[Problem]:
