@@ -162,6 +162,11 @@ class Making:
     def _look_at_change(self, customer: CustomerDay, at_ms: int, before: Tier) -> None:
         length_ms = customer.period_end_ms - customer.period_start_ms
         left_ms = max(0, customer.period_end_ms - at_ms)
+        if at_ms < customer.period_start_ms:  # renewed later that day: nothing is later than that
+            if customer.before is None:
+                return
+            length_ms = customer.before.length_ms
+            left_ms = customer.period_start_ms - at_ms
         is_larger = list(Tier).index(customer.tier) > list(Tier).index(before)
         if is_larger and left_ms * 100 < length_ms * LATE_UPGRADE_PERCENT:
             self._late.append(
