@@ -308,7 +308,7 @@ class Config:
         doc="Web pages whose session tokens are taken (`azp`); required with `clerk_issuer`."
     )
     live_origins: tuple[str, ...] = origins(
-        doc="Web pages that may open the live feed from a browser; none unless set."
+        doc="Web pages that may read usage and open the live feed from a browser; none unless set."
     )
     webhooks_private_allowed: bool = flag(
         doc="Deliver webhooks over http and to private addresses too. For tests: it lets customers "

@@ -25,6 +25,7 @@ from meterd.web.admin_organizations import admin_organizations
 from meterd.web.admin_stripe import admin_stripe
 from meterd.web.agent_stream import AgentGate, agent_stream
 from meterd.web.billing import admin_billing, billing
+from meterd.web.cors import cors_headers
 from meterd.web.events import events
 from meterd.web.front.hot import HotPath
 from meterd.web.health import health
@@ -202,6 +203,10 @@ def make_application(services: WebServices) -> QuartTrio:
         answered[method, route, str(answer.status_code)] += 1
         durations[route,].observe(trio.current_time() - g.started_s)
         _add_common_headers(answer)
+        origins = services.live.origins if services.live is not None else ()
+        origin = request.headers.get("origin")
+        for name, value in cors_headers(request.method, request.path, origin, origins):
+            answer.headers[name] = value
         if answer.status_code == HTTPStatus.NO_CONTENT or request.method == "OPTIONS":
             answer.headers.pop("content-type", None)  # Quart names a type even for no content
         return answer

@@ -6,7 +6,7 @@ The rules of `meterd.web.schema` hold here too.
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -39,7 +39,7 @@ OverageCap = Annotated[
         pattern=r"^(0|[1-9][0-9]{0,7})(\.[0-9]{1,2})?$",
         description="US dollars of overage per period, as text; null: no cap, 0: no overage.",
         extra={
-            "must": f'must be null or text such as "49.00": from 0 to {OVERAGE_CAP_USD_MAX}, '
+            "must": f'must be text such as "49.00": from 0 to {OVERAGE_CAP_USD_MAX}, '
             "at most 2 decimals",
             "rule": _is_cap,
         },
@@ -55,7 +55,8 @@ Thresholds = Annotated[
         max_length=THRESHOLDS_MAX,
         description="When to be told, in percent of the included minutes; 110 is the hard limit.",
         extra={
-            "must": f"must be a list of at most {THRESHOLDS_MAX} integers, each once",
+            "must": f"must be a list of at most {THRESHOLDS_MAX} integers from 1 to {PERCENT_MAX}, "
+            "each once",
             "rule": lambda found: len(set(found)) == len(found),
         },
     ),
@@ -97,7 +98,7 @@ WebhookKinds = Annotated[
         max_length=16,
         description="Which notifications to send; empty: every one.",
         extra={
-            "must": "must be a list of kinds of notifications, each once",
+            "must": f"must be a list, each once, of {', '.join(get_args(WebhookKind))}",
             "rule": lambda found: len(set(found)) == len(found),
         },
     ),

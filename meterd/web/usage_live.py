@@ -230,7 +230,9 @@ async def ticket() -> Response:
 @usage_live.get(LIVE_PATH)
 async def needs_upgrade() -> Response:
     """Refuse plain HTTP: this address is a WebSocket."""
-    raise ProblemError("upgrade_required", headers=(("upgrade", "websocket"),))
+    raise ProblemError(
+        "upgrade_required", detail="Open a WebSocket here.", headers=(("upgrade", "websocket"),)
+    )
 
 
 @usage_live.websocket(LIVE_PATH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import trio
 
 from tests.integration.docs.pages import Reader, blocks_of, steps_of
 from tests.integration.service.harness import ADMIN_KEY, Service, running_meterd
+from tests.integration.service.test_webhooks import customer
 
 
 pytestmark = pytest.mark.slow
@@ -46,6 +48,39 @@ async def test_plain_http_meters_a_task(service: Service, data_dir: Path) -> Non
 
     assert len(steps) == 2
     assert (task["state"], task["metered_ms"]) == ("finished", 1500)
+
+
+async def test_the_alerts_page_does_what_it_says_and_shows_what_is_sent(
+    database_url: str, data_dir: Path
+) -> None:
+    """Who is to be told copies these requests, and writes code for the request that is shown."""
+    blocks = blocks_of("how-to/receive-alerts.md")
+    [example] = [json.loads(block.text) for block in blocks if block.language == "json"]
+    settings = {"METERD_WEBHOOKS_PRIVATE_ALLOWED": "true"}
+    async with (
+        running_meterd("--database-url", database_url, settings=settings) as service,
+        customer() as server,
+    ):
+        key = await service.organization("org_1", "starter")
+        reader = reader_of(service, data_dir, METERD_URL=service.url, METERD_KEY=key)
+        commands = [block for block in blocks if block.language == "sh"]
+        for block in commands:
+            await trio.to_thread.run_sync(reader.do, block, None)
+        async with service.client(key) as http:
+            [made] = (await http.get("/v1/webhook-endpoints")).json()["data"]
+            kept = (await http.get("/v1/settings")).json()
+            await http.post("/v1/webhook-endpoints", json={"url": server.url})
+            assert (await service.adjust("org_1", 800 * 60_000)).status_code == 201
+            told = await server.has("usage.threshold_reached", 3)
+
+    assert (len(commands), made["url"], kept["overage_cap_usd"]) == (
+        2,
+        "https://example.com/meterd",
+        "50.00",
+    )
+    shown = told[-1].content
+    assert shown.keys() == example.keys()
+    assert shown["data"].keys() == example["data"].keys()
 
 
 async def test_an_operators_page_does_what_it_says(service: Service, data_dir: Path) -> None:
