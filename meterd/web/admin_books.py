@@ -14,6 +14,7 @@ from meterd.actors.scheduler import JobBusyError, JobUnknownError, JobView, Sche
 from meterd.core.books import BookFinding
 from meterd.core.schedule import JobRun
 from meterd.core.units import INSTANT_MS_MAX, rfc3339
+from meterd.observe.log import masked
 from meterd.reporting.figures import StoredReport
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply
@@ -104,7 +105,7 @@ def _job_object(view: JobView) -> dict[str, Any]:
         "last_run_at": _instant(record.last_run_at_ms),
         "last_finished_at": _instant(record.last_finished_at_ms),
         "last_outcome": None if record.last_outcome is None else record.last_outcome.value,
-        "last_error": record.last_error,
+        "last_error": None if record.last_error is None else masked(record.last_error),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from quart import Blueprint, Response
 
 from meterd.core.units import rfc3339
+from meterd.observe.log import masked
 from meterd.ports import InboxEntry
 from meterd.web.problems import ProblemError
 from meterd.web.reply import json_reply
@@ -78,5 +79,5 @@ def entry_object(entry: InboxEntry) -> dict[str, Any]:
         "received_at": rfc3339(entry.received_at_ms),
         "attempts": entry.attempts,
         "next_attempt_at": rfc3339(entry.next_attempt_at_ms) if entry.state == "pending" else None,
-        "last_error": entry.last_error,
+        "last_error": None if entry.last_error is None else masked(entry.last_error),
     }

@@ -134,7 +134,7 @@ async def work(service: Service, hook: str) -> None:
 
 
 async def test_meterd_runs_whole_under_the_least_role(
-    installation: Installation, tmp_path: Path
+    installation: Installation, tmp_path: Path, empty_database_url: str
 ) -> None:
     """Every job, every write, the audit, keys and backups: nothing needs the owner's rights."""
     await grant(installation)
@@ -164,6 +164,14 @@ async def test_meterd_runs_whole_under_the_least_role(
     assert made.code == 0, made.err
     assert "may meter, and not change tables" in doctor.out, doctor.out
     assert backup.code == 0, backup.err
+    restored = await meterd(
+        "restore", str(tmp_path / "backup"), "--database-url", empty_database_url
+    )
+    assert restored.out == "restored; 0 differences in the books\n", restored.err
+    for table in ("usage_records", "audit_log", "api_keys", "webhook_deliveries"):
+        text = f"SELECT count(*) AS n FROM {table}"  # noqa: S608  # our own names
+        copied = (await query(empty_database_url, text))[0]["n"]
+        assert copied > 0 or table == "webhook_deliveries"
     assert rebuilt.code == 0, rebuilt.err
     await assert_books_are_right("--database-url", installation.service_url)
 
