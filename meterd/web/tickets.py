@@ -25,8 +25,8 @@ TICKET_BYTES: Final = 32
 TICKETS_MAX: Final = 100_000
 """Tickets waiting to be used."""
 
-TICKETS_PER_ORGANIZATION_MAX: Final = 1_000
-"""Of one organization, so that none takes what all have; a page that is opened needs one."""
+TICKETS_PER_ORGANIZATION_MAX: Final = 250
+"""Of one organization, so that none takes what all have; a page uses its own at once."""
 
 TICKET_CHARACTERS_MAX: Final = 128
 

@@ -31,7 +31,7 @@ def test_a_ticket_is_good_once_and_for_a_minute() -> None:
 
 
 def test_one_organization_cannot_take_all_tickets() -> None:
-    """Who asks a thousand times a minute waits; others, and those who use theirs, do not."""
+    """Who asks hundreds of times a minute waits; others, and those who use theirs, do not."""
     clock = FixedClock()
     tickets = Tickets(clock, random.Random(1).randbytes)
     given = [tickets.give(principal("org_1"))[0] for _ in range(TICKETS_PER_ORGANIZATION_MAX)]
