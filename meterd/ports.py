@@ -321,6 +321,10 @@ class Payments(Protocol):
         """
         ...
 
+    async def subscriptions_of(self, customer_id: str) -> Sequence[str]:
+        """Return the ids of a customer's subscriptions, none of them over."""
+        ...
+
 
 @attrs.frozen(kw_only=True)
 class PendingEvent:

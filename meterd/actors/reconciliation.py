@@ -20,7 +20,7 @@ import trio
 from meterd.actors.charges import Charges
 from meterd.actors.organizations import Organizations
 from meterd.actors.stripe import StripeActor
-from meterd.actors.stripe_following import RECONCILED
+from meterd.actors.stripe_following import RECONCILED, own_event
 from meterd.billing_ports import Billing, ChargeStore, InvoiceItem, StoredFinding
 from meterd.core.organization import Finding
 from meterd.core.overage import ChargeState
@@ -345,17 +345,12 @@ class StripeReconciliation:
         return len(signals)
 
     def _signal(self, subscription_id: str, now_ms: int) -> StripeEvent:
-        event_id = self._ids.new("meterd")
-        payload = {"id": event_id, "object": "event", "type": RECONCILED, "data": {"object": {}}}
-        return StripeEvent(
-            id=event_id,
-            type=RECONCILED,
+        return own_event(
+            self._ids.new("meterd"),
+            RECONCILED,
             livemode=self._billing.livemode,
-            created_at_ms=now_ms - now_ms % 1_000,
+            now_ms=now_ms,
             subscription_id=subscription_id,
-            customer_id=None,
-            invoice_id=None,
-            payload_json=json.dumps(payload),
         )
 
     async def _repair_charges(self, differences: Sequence[Difference]) -> int:

@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from meterd.actors.organizations import Organizations
-from meterd.actors.stripe_following import Follower
+from meterd.actors.stripe_following import LINKED, Follower, own_event
 from meterd.actors.supervisor import Crash, attempt_async
 from meterd.core.subscription import Invoice
 from meterd.core.supervision import backoff_ms
@@ -158,9 +158,22 @@ class StripeActor:
         return found
 
     async def customer_linked(self, customer_id: str) -> None:
-        """Work off what had come for a customer before anybody here was that customer."""
-        if await self._store.retry_unknown(customer_id, at_ms=self._clock.now_ms()):
-            self.kick()
+        """Follow a customer from now on: what had come for it before, and what it has at Stripe.
+
+        Errors: StoreUnavailableError. Stripe is asked later, by the event that is kept here.
+        """
+        now_ms = self._clock.now_ms()
+        await self._store.retry_unknown(customer_id, at_ms=now_ms)
+        if self._payments is not None:
+            event = own_event(
+                f"meterd_linked_{customer_id}_{now_ms}",
+                LINKED,
+                livemode=self._payments.livemode,
+                now_ms=now_ms,
+                customer_id=customer_id,
+            )
+            await self._store.keep_event(event, at_ms=now_ms)
+        self.kick()
 
     # --- the actor --------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ Rule 3: one organization's subscriptions are followed one after another.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
@@ -20,7 +21,9 @@ from meterd.actors.organizations import Organizations
 from meterd.actors.stripe_news import News, from_payloads
 from meterd.core.commands import FollowSubscription
 from meterd.core.ids import ORGANIZATION_ID
+from meterd.core.stripe_objects import StripeEvent
 from meterd.core.subscription import Invoice, Subscription
+from meterd.core.units import SECOND_MS
 from meterd.errors import (
     CustomerTakenError,
     MeterdError,
@@ -41,6 +44,9 @@ from meterd.ports import (
 
 RECONCILED = "meterd.reconciliation"
 """Type of the events that meterd's own reconciliation puts into the inbox."""
+
+LINKED = "meterd.customer_linked"
+"""Type of the events with which an operator's link makes meterd look for subscriptions."""
 
 SIGNALS = frozenset(
     {
@@ -66,6 +72,29 @@ SIGNALS = frozenset(
     }
 )
 """Types of events after which a subscription is looked at; others are counted and done."""
+
+
+def own_event(
+    event_id: str,
+    kind: str,
+    *,
+    livemode: bool,
+    now_ms: int,
+    subscription_id: str | None = None,
+    customer_id: str | None = None,
+) -> StripeEvent:
+    """Return an event of meterd's own for the inbox: it says what to look at, and nothing else."""
+    payload = {"id": event_id, "object": "event", "type": kind, "data": {"object": {}}}
+    return StripeEvent(
+        id=event_id,
+        type=kind,
+        livemode=livemode,
+        created_at_ms=now_ms - now_ms % SECOND_MS,
+        subscription_id=subscription_id,
+        customer_id=customer_id,
+        invoice_id=None,
+        payload_json=json.dumps(payload),
+    )
 
 
 class NotThereYetError(MeterdError):
@@ -104,6 +133,9 @@ class Follower:
         Errors: NotThereYetError, PaymentsUnavailableError, PaymentsRejectedError,
         StoreUnavailableError, StoreRejectedError, OwnershipLostError; as `Organizations.ask`.
         """
+        if events[0].event.type == LINKED and self._payments is not None:
+            await self._discover(self._payments, events[0].event)
+            return
         done = {pending.event.id: self._refusal(pending) for pending in events}
         signals = [pending for pending in events if done[pending.event.id] is None]
         if not signals:
@@ -119,6 +151,30 @@ class Follower:
             return
         async with self._turn(organization_id):
             await self._follow(organization_id, subscription_id, news, done, signals)
+
+    async def _discover(self, payments: Payments, event: StripeEvent) -> None:
+        """Put a signal into the inbox for each subscription that a linked customer has.
+
+        Done twice it puts the same ones.
+        """
+        assert event.customer_id is not None, event
+        try:
+            found = await payments.subscriptions_of(event.customer_id)
+        except PaymentsUnavailableError:
+            self._on_reading(False)
+            raise
+        self._on_reading(True)
+        now_ms = self._clock.now_ms()
+        for subscription_id in found:
+            signal = own_event(
+                f"{event.id}_{subscription_id}",
+                RECONCILED,
+                livemode=payments.livemode,
+                now_ms=now_ms,
+                subscription_id=subscription_id,
+            )
+            await self._store.keep_event(signal, at_ms=now_ms)
+        await self._finish(Settlement(done={event.id: "applied"}, at_ms=now_ms))
 
     def _refusal(self, pending: PendingEvent) -> str | None:
         """Return why nothing follows from an event, or None when something may."""

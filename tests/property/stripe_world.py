@@ -9,7 +9,7 @@ import bisect
 import copy
 import json
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from urllib.parse import urlencode
 
 import attrs
@@ -212,6 +212,13 @@ class StripeAt:
             if invoice["parent"]["subscription_details"]["subscription"] == subscription_id  # type: ignore[index]
         ]
         return SubscriptionReading(subscription=found, invoices=tuple(invoices))
+
+    async def subscriptions_of(self, customer_id: str) -> Sequence[str]:
+        """Return what the customer has now."""
+        await trio.lowlevel.checkpoint()
+        objects = self.history.at(self.clock.now_ms() // SECOND_MS)
+        found = objects.get("subscription", {}).items()
+        return [key for key, each in found if each["customer"] == customer_id]
 
 
 @attrs.define

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -42,6 +42,9 @@ REQUESTS_PER_S = 20
 BUSY_TRIES_MAX = 6
 BUSY_MIN_MS = 500
 BUSY_MAX_MS = 8_000
+
+SUBSCRIPTIONS_MAX = 100
+"""Of one customer: Stripe allows more, nobody has them."""
 
 NEWEST_INVOICES = 10
 """Invoices read with a subscription whatever their status; open ones are read however old."""
@@ -91,6 +94,24 @@ class StripePayments:
             if invoice is not None:
                 invoices[invoice_id] = invoice
         return SubscriptionReading(subscription=found, invoices=tuple(invoices.values()))
+
+    async def subscriptions_of(self, customer_id: str) -> Sequence[str]:
+        """Return the ids of a customer's subscriptions, none of them over.
+
+        A customer that Stripe does not have has none. Source: GET /v1/subscriptions.
+        """
+        try:
+            page = await self.call(
+                "list a customer's subscriptions",
+                lambda: self.client.v1.subscriptions.list_async(
+                    {"customer": customer_id, "limit": SUBSCRIPTIONS_MAX}
+                ),
+            )
+        except PaymentsRejectedError as error:
+            if error.code != RESOURCE_MISSING:
+                raise
+            return ()
+        return [each.id for each in page.data]
 
     async def _open_invoices(self, subscription_id: str) -> dict[str, Json]:
         page = await self.call(

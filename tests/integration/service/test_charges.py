@@ -175,3 +175,40 @@ async def test_without_a_key_billing_is_off_and_everything_else_works(database_u
         assert {each.json()["code"] for each in answers} == {"billing_off"}
         assert await charges(service) == []
         assert (await service.adjust("acme", 60_000)).status_code == 201
+
+
+@pytest.mark.parametrize("shop", [{"METERD_OVERAGE_REVIEW": "all"}], indirect=True)
+async def test_whoever_releases_or_voids_a_charge_is_in_the_audit_log(shop: Shop) -> None:
+    """Who, why, from what to what; an order that is refused leaves no entry."""
+    await use_and_subscribe(shop)
+
+    async def are_held(count: int = 1) -> bool:
+        return len(await charges(shop.service, state="review")) == count
+
+    await shop.until(are_held)
+    (first,) = await charges(shop.service)
+    http = shop.service.http
+    late = {"agent_ms": 600_000, "reason": "late", "period": first["billing_period"]}
+    assert (await http.post("/admin/v1/organizations/acme/adjustments", json=late)).is_success
+    await shop.until(lambda: are_held(2))
+    second = (await charges(shop.service))[0]
+
+    written_off = await http.post(
+        f"/admin/v1/charges/{first['id']}/void", json={"reason": "a gift to acme"}
+    )
+    again = await http.post(f"/admin/v1/charges/{first['id']}/void")
+    released = await http.post(f"/admin/v1/charges/{second['id']}/release")
+    entries = (await http.get("/admin/v1/audit")).json()["data"]
+    ours = [each for each in entries if each["action"].startswith("charge.")]
+
+    assert (written_off.status_code, again.status_code, released.status_code) == (200, 409, 200)
+    assert [(each["action"], each["reason"], each["actor"][:4]) for each in ours] == [
+        ("charge.release", "released", "key_"),
+        ("charge.void", "a gift to acme", "key_"),
+    ]
+    assert [(each["before"]["state"], each["after"]["state"]) for each in ours] == [
+        ("review", "new"),
+        ("review", "void"),
+    ]
+    assert [each["before"]["amount_cents"] for each in ours] == [50, 100]
+    assert {each["organization_id"] for each in ours} == {"acme"}

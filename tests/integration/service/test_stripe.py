@@ -78,13 +78,14 @@ class Shop:
 
 
 @pytest.fixture
-async def shop(database_url: str) -> AsyncIterator[Shop]:
-    """Run a fake Stripe on today's date and a meterd beside it."""
+async def shop(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Shop]:
+    """Run a fake Stripe on today's date and a meterd beside it, with a test's own settings."""
     async with open_fake_stripe(seed=3) as fake:
         settings = {
             "METERD_STRIPE_API_KEY": "sk_test_x",
             "METERD_STRIPE_API_BASE": fake.url,
             "METERD_STRIPE_WEBHOOK_SECRETS": f"{OLD_SECRET},{SECRET}",
+            **getattr(request, "param", {}),
         }
         async with running_meterd("--database-url", database_url, settings=settings) as service:
             fake.add_endpoint(f"{service.url}/api/webhooks/stripe", secret=SECRET)
@@ -259,3 +260,31 @@ async def test_event_of_a_stranger_is_done_and_counted_until_somebody_knows_it(s
     await shop.until_quiet()
     assert linked.status_code == 200
     assert (await shop.organization())["plan"] == "pro"
+
+
+async def test_a_customer_that_an_operator_links_is_followed_now(
+    shop: Shop, database_url: str
+) -> None:
+    """It subscribed before its webhooks came here: nobody waits for tomorrow's reconciliation."""
+    shop.fake.faults.lose_rate = 1
+    await shop.subscribe("pro", metadata={})
+    before = (await shop.organization())["plan"]
+
+    body = {"stripe_customer_id": shop.customer, "reason": "signed by mail"}
+    linked = await shop.service.http.patch("/admin/v1/organizations/acme", json=body)
+
+    async def is_followed() -> bool:
+        return bool((await shop.organization())["plan"] == "pro")
+
+    await shop.until(is_followed)
+    trail = await query(
+        database_url,
+        "SELECT actor, reason, before, after FROM audit_log "
+        "WHERE organization_id = 'acme' AND action = 'organization.change'",
+    )
+    assert (before, linked.status_code) == ("free", 200)
+    (entry,) = trail
+    assert entry["actor"].startswith("key_")
+    assert entry["reason"] == "signed by mail"
+    assert json.loads(entry["before"])["stripe_customer_id"] is None
+    assert json.loads(entry["after"])["stripe_customer_id"] == shop.customer

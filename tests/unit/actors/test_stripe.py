@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -118,6 +118,14 @@ class Shelf:
         if found is None:
             return None
         return SubscriptionReading(subscription=found, invoices=self.invoices)
+
+    async def subscriptions_of(self, customer_id: str) -> Sequence[str]:
+        """Return the subscription on the shelf, if it is this customer's."""
+        await trio.lowlevel.checkpoint()
+        if self.is_away:
+            raise PaymentsUnavailableError("list subscriptions", "away")
+        is_theirs = self.found is not None and self.found["customer"] == customer_id
+        return ["sub_1"] if is_theirs else []
 
 
 @attrs.define(eq=False)
@@ -279,6 +287,27 @@ async def test_what_came_before_a_customer_was_linked_is_worked_off_when_it_is(
 
     assert before == ("unknown_customer", Tier.FREE)
     assert (setup.kept().outcome, await setup.plan()) == ("applied", Tier.PRO)
+
+
+async def test_a_customer_that_is_linked_is_followed_although_nothing_was_ever_heard_of_it(
+    setup: Setup, autojump_clock: MockClock
+) -> None:
+    """It has paid for a year before meterd came; Stripe is away at first, and asked again."""
+    setup.shelf.found = make_object(metadata={})
+    setup.shelf.is_away = True
+    await setup.kernel.store.claim_customer("org_1", "cus_1")
+    await setup.kernel.organizations.ask("org_1", make_change(stripe_customer_id="cus_1"))
+    await setup.actor.customer_linked("cus_1")
+    await trio.sleep(1)
+    before = await setup.plan()
+    setup.shelf.is_away = False
+    await trio.sleep(2 * MINUTE_MS / SECOND_MS)
+    followed = await setup.plan()
+    await setup.actor.customer_linked("cus_9")
+    await trio.sleep(1)
+
+    assert (before, followed) == (Tier.FREE, Tier.PRO)
+    assert {kept.state for kept in setup.inbox.events.values()} == {"done"}
 
 
 async def test_object_that_is_not_there_yet_is_asked_for_again(
