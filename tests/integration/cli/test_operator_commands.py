@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 import trio
 
 from tests.integration.cli.programs import Ran, meterd
-from tests.integration.service.harness import ADMIN_KEY, Service, running_meterd
+from tests.integration.service.harness import ADMIN_KEY, Service, environment, running_meterd
 from tests.integration.service.stream import open_stream
 
 
@@ -90,3 +94,36 @@ async def test_sigusr1_shows_where_every_task_waits(database_url: str) -> None:
     assert any("Ledger.run" in task or "ledger.py" in task for task in tasks)
     assert any("pulse.py" in task for task in tasks)
     assert ADMIN_KEY not in lines[0]
+
+
+async def test_a_live_trace_shows_messages_as_they_happen(database_url: str) -> None:
+    """Two terminals at three in the morning: one works, the other watches, and says how it ends."""
+    async with running_meterd("--database-url", database_url) as service:
+        key = await service.organization("acme", "starter")
+        watched = [sys.executable, "-m", "meterd", "actors", "trace", "acme", "--live"]
+        async with open_stream(service.stream_url, key) as stream, trio.open_nursery() as nursery:
+            await stream.start("t", "a")
+            process = await nursery.start(
+                functools.partial(
+                    trio.run_process,
+                    watched,
+                    env=environment({"METERD_URL": service.url}),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    check=False,
+                )
+            )
+            shown = b""
+            with trio.fail_after(30):
+                for elapsed_ms in itertools.count(1):
+                    await stream.beat("t", elapsed_ms)
+                    with trio.move_on_after(0.2):
+                        shown += await process.stdout.receive_some()
+                    if b"Heartbeat" in shown:
+                        break
+            await service.stop()
+            said = b"".join([chunk async for chunk in process.stderr])
+            nursery.cancel_scope.cancel()
+
+    assert b"Heartbeat" in shown
+    assert said.startswith(b"meterd: the live trace")
