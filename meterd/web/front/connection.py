@@ -48,6 +48,7 @@ class Connection:
         self.is_timed_out = False
         self.address_key: str | None = None
         self.last_words: Callable[[], bytes] | None = None
+        self.on_drop: Callable[[], None] | None = None
         self.unread = bytearray()
         self._write_progress_at: float = inf
         self._receiving: trio.CancelScope | None = None
@@ -133,6 +134,8 @@ class Connection:
     def drop(self) -> None:
         """Close the socket now; every task that waits on it gets ClosedResourceError."""
         self._is_closed = True
+        if self.on_drop is not None:
+            self.on_drop()
         self.tcp.socket.close()
 
     def expire(self, now: float) -> bool:

@@ -38,6 +38,7 @@ class _Rider:
     """One connection in the lane, and what it leaves with."""
 
     connection: Connection
+    descriptor: int
     request: bytes
     again: Again
     task: trio.lowlevel.Task
@@ -64,7 +65,7 @@ class Lane:
                     if rider is None:
                         continue  # put off by what another one's answer has caused
                     rider.connection.deadline = deadline
-                    result = attempt(self._serve, rider, descriptor)
+                    result = attempt(self._serve, rider)
                     if isinstance(result, Crash):
                         self._leave(rider, outcome.Error(result.error))
         finally:
@@ -73,35 +74,40 @@ class Lane:
     async def ride(self, connection: Connection, request: bytes, again: Again) -> bool:
         """Wait like `Connection.receive_more`, while `request` is answered by `again`.
 
+        True also, with nothing unread, when an answer was too large for one write and is written.
         Errors: BrokenResourceError when the peer is gone; what `again` raises.
         """
         assert not connection.is_tls, "the lane reads and writes plain sockets"
         assert not connection.unread, "what is read already does not come again"
         if self._epoll.closed:
             return await connection.receive_more()
-        rider = _Rider(connection, request, again, trio.lowlevel.current_task())
-        while await self._wait(rider):
-            unsent, rider.unsent = rider.unsent, b""
+        descriptor = connection.socket.fileno()
+        rider = _Rider(connection, descriptor, request, again, trio.lowlevel.current_task())
+        await self._wait(rider)
+        if rider.unsent:
             connection.is_idle = False
-            await connection.send_all(unsent)
-            connection.is_idle = True
+            await connection.send_all(rider.unsent)
+            return True
         return bool(connection.unread)
 
-    async def _wait(self, rider: _Rider) -> bool:
-        """Return when the rider is put off: True when it may go on once `unsent` is written."""
-        descriptor = rider.connection.socket.fileno()
-        self._riders[descriptor] = rider
-        self._epoll.register(descriptor, select.EPOLLIN)
+    async def _wait(self, rider: _Rider) -> None:
+        """Return when the rider is put off."""
+        self._riders[rider.descriptor] = rider
+        self._epoll.register(rider.descriptor, select.EPOLLIN)
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            self._forget(descriptor)
+            self._forget(rider)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        await trio.lowlevel.wait_task_rescheduled(abort)
-        return bool(rider.unsent)
+        def dropped() -> None:
+            self._leave(rider, outcome.Error(trio.ClosedResourceError()))
 
-    def _serve(self, rider: _Rider, descriptor: int) -> None:
+        rider.connection.on_drop = dropped
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _serve(self, rider: _Rider) -> None:
         """Read once: answer what is the same again, put everything else back."""
+        descriptor = rider.descriptor
         try:
             data = os.read(descriptor, READ_BYTES)
         except BlockingIOError:
@@ -125,9 +131,10 @@ class Lane:
             self._leave(rider)
 
     def _leave(self, rider: _Rider, result: outcome.Outcome[None] | None = None) -> None:
-        self._forget(rider.connection.socket.fileno())
+        self._forget(rider)
         trio.lowlevel.reschedule(rider.task, result or outcome.Value(None))
 
-    def _forget(self, descriptor: int) -> None:
-        self._epoll.unregister(descriptor)
-        del self._riders[descriptor]
+    def _forget(self, rider: _Rider) -> None:
+        rider.connection.on_drop = None
+        self._epoll.unregister(rider.descriptor)
+        del self._riders[rider.descriptor]

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from meterd.web.front.hot import HotAnswer, HotRequest, Repeatable
 from meterd.web.front.lane import TURN_MAX
@@ -204,6 +205,21 @@ async def test_a_large_answer_arrives_whole_and_its_connection_rides_on() -> Non
         assert hot.asked == 1
 
 
+async def test_a_stop_waits_for_what_a_rider_has_not_taken_yet_and_no_longer() -> None:
+    """An answer that is being written is in flight; after it the connection closes."""
+    hot = Counting(body=b"x" * 8_000_000 + b"!")
+    async with open_door(hot_path=hot) as running, await running.connect() as stream:
+        await ask(stream)
+        await stream.send_all(CHECK)
+        await until(lambda: hot.again == 1)
+        await trio.testing.wait_all_tasks_blocked()
+        running.door.stop_accepting()
+        answer = await read_to_end(stream)
+
+        assert answer.endswith(hot.body)
+        assert await running.door.drained(timeout_ms=1_000)
+
+
 async def test_an_idle_rider_is_closed_after_the_keep_alive_time_out() -> None:
     """Each answer puts it off."""
     limits = FrontDoorLimits(idle_timeout_ms=300, head_timeout_ms=300)
@@ -217,6 +233,22 @@ async def test_an_idle_rider_is_closed_after_the_keep_alive_time_out() -> None:
 
         assert await read_to_end(stream) == b""
         assert running.door.counters.timed_out == 1
+
+
+async def test_a_rider_whose_socket_is_closed_under_it_is_told() -> None:
+    """Whoever closes it, and its descriptor may be another's the moment after."""
+    async with open_door(hot_path=Counting()) as running, await running.connect() as stream:
+        await ask(stream)
+        await ask(stream)
+        for connection in list(running.door._connections):
+            connection.drop()
+
+        assert await read_to_end(stream) == b""
+        await until(lambda: running.door.counters.open_connections == 0)
+        assert running.door.counters.crashed == 0
+        async with await running.connect() as other:
+            assert b"a1-" in await ask(other)
+            assert b"a1-" in await ask(other)
 
 
 @pytest.mark.parametrize("end", ["stop_accepting", "abort_all"])
