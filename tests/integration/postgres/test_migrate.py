@@ -10,9 +10,14 @@ import trio
 
 from meterd.adapters.asyncio_thread import AsyncioThread
 from meterd.adapters.postgres.migrate import LOCK_KEY, SCRIPTS, Migrations
-from meterd.adapters.postgres.owner import own_database
-from meterd.adapters.postgres.pool import PostgresPools
+from meterd.adapters.postgres.owner import LOCK_KEY as OWNER_LOCK_KEY, own_database
+from meterd.adapters.postgres.pool import (
+    Connection,
+    PostgresPools,
+    open_dedicated_connection,
+)
 from meterd.errors import StoreRejectedError, StoreUnavailableError
+from tests.integration.cli.programs import meterd
 
 
 ROW = "INSERT INTO probe VALUES (1); "
@@ -268,6 +273,26 @@ async def test_a_new_version_migrates_only_when_the_old_one_has_gone(
         order.append(f"owner {first.epoch} leaves")
 
     assert order == ["owner 1 leaves", "migrated", "owner 2"]
+
+
+async def test_migrating_by_hand_waits_for_the_meterd_that_runs(
+    portal: AsyncioThread, empty_database_url: str
+) -> None:
+    """Tables do not change under a process that knows them as they were: exit code 3, and why."""
+
+    async def lock(connection: Connection) -> bool:
+        return bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", OWNER_LOCK_KEY))
+
+    where = ("--database-url", empty_database_url)
+    async with open_dedicated_connection(portal, empty_database_url, name="owner") as owner:
+        assert await owner.run("lock", lock)
+        waited = await meterd("migrate", *where, "--owner-wait-ms", "200")
+        assert await Migrations(portal, empty_database_url).current() is None
+    done = await meterd("migrate", *where)
+    again = await meterd("migrate", *where, "--check")
+
+    assert (waited.code, "another meterd" in waited.err) == (3, True)
+    assert (done.code, again.code) == (0, 0)
 
 
 async def test_a_server_that_is_away_is_an_outage(portal: AsyncioThread) -> None:
