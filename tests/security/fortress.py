@@ -27,6 +27,17 @@ from tests.served import PAGE
 
 VICTIM, ATTACKER = "org_victim", "org_attacker"
 MARK = "only-for-the-victim"
+OLD_PERIOD = f"""
+INSERT INTO subscription_usage (
+    id, organization_id, billing_period, period_start, period_end, closed, plan_tier, terms_seq,
+    agent_minutes_limit, last_updated
+)
+SELECT 'old', organization_id, '2020-01', '2020-01-01', '2020-02-01', true, plan_tier, terms_seq,
+    agent_minutes_limit, last_updated
+FROM subscription_usage WHERE organization_id = '{VICTIM}'
+"""  # noqa: S608  # a constant
+"""A period that only the victim has had."""
+
 ALL_SCOPES = ("agent", "read", "manage")
 
 
@@ -200,6 +211,8 @@ def _furnished(
         adjustment = {"agent_ms": 60_000, "reason": mark}
         path = f"/admin/v1/organizations/{organization_id}/adjustments"
         made("POST", path, ADMIN_KEY, adjustment)
+    fetch(OLD_PERIOD)
+    ids["period"] = "2020-01"
     for scope in ALL_SCOPES:
         keys[scope] = key(VICTIM, scope)["key"]
     revoked = key(VICTIM, *ALL_SCOPES)

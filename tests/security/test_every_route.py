@@ -245,7 +245,12 @@ def test_no_filter_and_no_cursor_leads_into_another_tenants_rows(
         value = {**fortress.ids, "cursor": cursor}.get(name)
         if value is None:
             continue
+        victims = path_of(route, fortress.ids)
+        found = fortress.ask("GET", victims, fortress.keys["victim"], params={name: value})
+        assert found.status_code == 200, name
         answer = fortress.ask("GET", path, bearer, params={name: value})
+        if name == "period" and "data" not in answer.json():
+            assert is_problem(answer, 404, "period_unknown")
         assert MARK not in answer.text.replace(value, ""), name
         if name != "cursor" and "data" in answer.json():
             assert answer.json()["data"] == [], name
