@@ -194,6 +194,28 @@ def _run(task_id: str, day: int) -> Run:
     )
 
 
+async def test_a_customer_that_left_and_came_back_is_reactivated_not_new(office: Office) -> None:
+    """Over a month's end, a week of nothing in between: what it paid once is remembered."""
+    company = Company(id="org_1", name="One", tier=Tier.STARTER, price_cents=4_900)
+    await office.fill([company])
+    said = []
+    for week, status in enumerate(("active", "canceled", "active", "active")):
+        day_ms = FEBRUARY_MS + (6 + 7 * week) * DAY_MS
+        company.status = status
+        await office.subscribe(company)
+        office.clock.at_ms = day_ms + DAY_MS + HOUR_MS
+        report = await office.reports.get(day_ms)
+        assert report is not None
+        said.append(json.loads(report.content_json)["revenue"])
+
+    assert [each["mrr_usd"] for each in said] == ["49.00", "0.00", "49.00", "49.00"]
+    moved = [
+        {kind: found["usd"] for kind, found in each["movements"].items() if found["customers"]}
+        for each in said
+    ]
+    assert moved == [{}, {"churn": "-49.00"}, {"reactivation": "49.00"}, {}]
+
+
 async def test_a_day_without_customers_reads_well(office: Office) -> None:
     """The first morning: six sections, zeros, and no division by them."""
     office.clock.at_ms = DAY_END_MS + HOUR_MS
