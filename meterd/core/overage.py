@@ -222,6 +222,7 @@ class PeriodBill:
     earlier_cents: Sequence[int] = ()
     """The charges of the periods before, summed for each, newest first."""
     is_unlimited: bool = False
+    """Some of it was used under terms without a hard limit, whatever the plan was at its end."""
     customer_id: str | None = None
     subscription_id: str | None = None
     billing_alerts: frozenset[str] = frozenset()

@@ -142,18 +142,19 @@ async def test_an_open_or_free_period_has_no_bill(store: Store, charges: ChargeS
     assert await charges.bills(ended_since_ms=0, limit=10) == []
 
 
-async def test_the_plan_at_the_period_s_end_says_whether_it_is_unlimited(
-    store: Store, charges: ChargeStore
+@pytest.mark.parametrize(("used_under", "is_unlimited"), [(1, False), (2, True)])
+async def test_the_plan_that_minutes_ran_under_says_whether_they_are_unlimited(
+    store: Store, charges: ChargeStore, used_under: int, *, is_unlimited: bool
 ) -> None:
-    """The safety bound is for those whom no hard limit stops."""
+    """Who ran away and cancelled is on Free when the period ends: nobody had stopped it."""
     await store.create_organization(make_new())
-    terms = make_terms(Tier.ENTERPRISE, seq=2)
-    closed = make_period(closed=True, total_usd=Decimal(1), terms_seq=2)
-    march = make_period(start_ms=END_MS, end_ms=END_MS + 31 * DAY_MS, label="2026-03", terms_seq=2)
-    rows = (overage_row(0, 20, terms_seq=2),)
-    await store.flush([make_batch(terms=(terms,), rows=rows, periods=(closed, march))])
+    terms = (make_terms(Tier.ENTERPRISE, seq=2), make_terms(Tier.FREE, seq=3))
+    closed = make_period(closed=True, total_usd=Decimal(1), terms_seq=3)
+    march = make_period(start_ms=END_MS, end_ms=END_MS + 31 * DAY_MS, label="2026-03", terms_seq=3)
+    rows = (overage_row(0, 20, terms_seq=used_under),)
+    await store.flush([make_batch(terms=terms, rows=rows, periods=(closed, march))])
 
-    assert (await only_bill(charges)).is_unlimited
+    assert (await only_bill(charges)).is_unlimited is is_unlimited
 
 
 async def test_a_charged_period_comes_back_only_when_it_changes(

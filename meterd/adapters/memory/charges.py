@@ -71,8 +71,10 @@ class MemoryCharges:
     def _bill(self, key: str, seq: int, period: Period, record: OrganizationRecord) -> PeriodBill:
         quantities: dict[Resource, int] = {}
         costs: dict[Resource, Decimal] = {}
+        is_unlimited = False
         for row in record.rows.values():
             if row.billing_period == period.label and row.unit_cost_usd:
+                is_unlimited |= record.terms[row.terms_seq].limits.unlimited
                 quantities[row.resource] = quantities.get(row.resource, 0) + row.quantity
                 costs[row.resource] = costs.get(row.resource, Decimal(0)) + row.total_cost_usd
         starts = sorted((at for at in record.periods if at < period.start_ms), reverse=True)
@@ -92,7 +94,7 @@ class MemoryCharges:
                 sum(charge.amount_cents for charge in self._of_period(key, start_ms))
                 for start_ms in starts[:EARLIER_PERIODS]
             ),
-            is_unlimited=record.terms[period.terms_seq].limits.unlimited,
+            is_unlimited=is_unlimited,
             customer_id=record.profile.stripe_customer_id,
             subscription_id=None if cycle is None else cycle.subscription_id,
             billing_alerts=record.profile.billing_alerts,

@@ -25,7 +25,12 @@ WITH due AS (
 SELECT
     d.organization_id, d.billing_period, d.period_start, d.period_end, d.seq,
     o.stripe_customer_id, o.cycle_subscription_id, o.billing_alerts,
-    (t.limits ->> 'hard_limit_ms') IS NULL AS is_unlimited,
+    EXISTS (
+        SELECT 1 FROM usage_records r
+        JOIN organization_terms t USING (organization_id, terms_seq)
+        WHERE r.organization_id = d.organization_id AND r.billing_period = d.billing_period
+            AND r.unit_cost <> 0 AND (t.limits ->> 'hard_limit_ms') IS NULL
+    ) AS is_unlimited,
     ARRAY(
         SELECT (r.resource_type, sum(r.quantity), sum(r.total_cost)) FROM usage_records r
         WHERE r.organization_id = d.organization_id AND r.billing_period = d.billing_period
@@ -53,8 +58,6 @@ SELECT
     ) AS unreported_tasks
 FROM due d
 JOIN organizations o ON o.id = d.organization_id
-JOIN organization_terms t
-    ON t.organization_id = d.organization_id AND t.terms_seq = d.terms_seq
 ORDER BY d.period_end, d.organization_id
 
 -- name: reviewed
