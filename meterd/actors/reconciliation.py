@@ -23,13 +23,14 @@ from meterd.actors.stripe import StripeActor
 from meterd.actors.stripe_following import RECONCILED, own_event
 from meterd.billing_ports import Billing, ChargeStore, InvoiceItem, StoredFinding
 from meterd.core.organization import Finding
-from meterd.core.overage import ChargeState
+from meterd.core.overage import Charge, ChargeState
 from meterd.core.reconciliation import (
     Difference,
     FoundItem,
     Repair,
     charge_differences,
     invoice_differences,
+    is_charged,
     is_downgrade,
     is_too_much,
     subscription_differences,
@@ -61,6 +62,10 @@ class Reconciled:
     subscriptions: int
     invoices: int
     items: int
+    charged_cents: int = 0
+    """What the charges of `CHARGES_MS` that are at Stripe add up to, by our ledger."""
+    item_cents: int = 0
+    """What their invoice items add up to, as Stripe has them: the same, or something differs."""
     events: int
     """Events that no endpoint had acknowledged and the inbox did not know."""
     differences: tuple[Difference, ...]
@@ -75,6 +80,18 @@ class _Theirs:
 
     subscriptions: list[Subscription] = attrs.Factory(list)
     invoices: list[Invoice] = attrs.Factory(list)
+
+
+@attrs.frozen(kw_only=True)
+class _Charging:
+    """Charges and invoice items, compared."""
+
+    items: int
+    """Items that are for charges of ours."""
+    pushed: int
+    charged_cents: int
+    item_cents: int
+    differences: Sequence[Difference]
 
 
 class StripeReconciliation:
@@ -129,16 +146,18 @@ class StripeReconciliation:
             followed = sum(each.status.is_live for each in subscriptions)
             if is_too_much(downgrades, followed):
                 stopped = f"{downgrades} downgrades of {followed} subscriptions"
-        items, pushed, of_charges = await self._charge_differences(now_ms)
-        differences += of_charges
-        missing = sum(each.repair is Repair.PUSH for each in of_charges)
-        if stopped is None and is_too_much(missing, pushed):
-            stopped = f"{missing} of {pushed} charges have no invoice item"
+        charging = await self._compare_charges(now_ms)
+        differences += charging.differences
+        missing = sum(each.repair is Repair.PUSH for each in charging.differences)
+        if stopped is None and is_too_much(missing, charging.pushed):
+            stopped = f"{missing} of {charging.pushed} charges have no invoice item"
         result = Reconciled(
             is_dry=is_dry,
             subscriptions=len(subscriptions),
             invoices=len(invoices),
-            items=items,
+            items=charging.items,
+            charged_cents=charging.charged_cents,
+            item_cents=charging.item_cents,
             events=0,
             differences=tuple(differences),
             stopped=stopped,
@@ -246,8 +265,8 @@ class StripeReconciliation:
             if owners.get(subscription_id) != organization_id
         ]
 
-    async def _charge_differences(self, now_ms: int) -> tuple[int, int, Sequence[Difference]]:
-        """Return how many items of ours were found, of how many pushed charges, what differs."""
+    async def _compare_charges(self, now_ms: int) -> _Charging:
+        """Compare charge by charge, and what both sides add up to."""
         since_ms = now_ms - CHARGES_MS
         # Charges first: an item that is made meanwhile is of a charge that is known.
         charges = {each.id: each for each in await self._store.charges_ended_since(since_ms)}
@@ -264,16 +283,31 @@ class StripeReconciliation:
         for found in items.values():
             if len(found) > 1:
                 found[:] = [await self._with_status(each, ours) for each in found]
+        item_cents = sum(
+            item.amount_cents for key in charges.keys() & items.keys() for item in items[key]
+        )
         told = []
         for each in charge_differences(charges.values(), items, known):
             charge = charges.get(str(each.detail.get("charge_id", "")))
             if each.kind == "item_missing" and charge is not None:
-                item_id = charge.invoice_item_id
-                if item_id is not None and await self._billing.item(item_id) is not None:
-                    continue  # it is there, only older than the list
+                older = await self._item_of(charge)
+                if older is not None:  # it is there, only older than the list
+                    item_cents += older.amount_cents
+                    continue
             told.append(each)
-        pushed = sum(each.state is ChargeState.PUSHED for each in charges.values())
-        return len(ours), pushed, told
+        return _Charging(
+            items=len(ours),
+            pushed=sum(each.state is ChargeState.PUSHED for each in charges.values()),
+            charged_cents=sum(
+                each.amount_cents for each in charges.values() if is_charged(each, items)
+            ),
+            item_cents=item_cents,
+            differences=told,
+        )
+
+    async def _item_of(self, charge: Charge) -> InvoiceItem | None:
+        item_id = charge.invoice_item_id
+        return None if item_id is None else await self._billing.item(item_id)
 
     async def _with_status(self, found: FoundItem, items: Sequence[InvoiceItem]) -> FoundItem:
         """Return one of several items of a charge, with whether it can still be deleted."""

@@ -74,9 +74,18 @@ def _text(found: Mapping[str, Any]) -> str:
     ]
     if found["stopped"]:
         lines.append(f"stopped: {found['stopped']}")
+    charged, invoiced = found["charged_cents"], found["item_cents"]
+    lines.append(
+        f"Σ charges {_usd(charged)} {'=' if charged == invoiced else '≠'} "
+        f"Σ invoice items {_usd(invoiced)}"
+    )
     lines.append(
         f"{found['subscriptions']} subscriptions, {found['invoices']} invoices and "
         f"{found['items']} invoice items compared; {len(found['differences'])} differences, "
         f"{found['repaired']} repaired, {found['events_received']} lost events received"
     )
     return "\n".join(lines)
+
+
+def _usd(cents: int) -> str:
+    return f"{'-' if cents < 0 else ''}${abs(cents) // 100:,}.{abs(cents) % 100:02d}"

@@ -14,7 +14,7 @@ import attrs
 
 from meterd.core.ids import fact_id
 from meterd.core.organization import Finding
-from meterd.core.overage import Charge, ChargeState
+from meterd.core.overage import AT_STRIPE, ON_ITS_WAY, Charge, ChargeState
 from meterd.core.plan import Tier
 from meterd.core.subscription import Invoice, Subscription
 from meterd.core.units import day_start_ms
@@ -175,6 +175,13 @@ def charge_differences(
                 subject=item.id,
                 detail={"charge_id": charge_id, "amount_cents": item.amount_cents},
             )
+
+
+def is_charged(charge: Charge, items: Mapping[str, Sequence[FoundItem]]) -> bool:
+    """Tell whether a charge counts as charged: by our ledger, or its reply is on the way."""
+    if charge.state in ON_ITS_WAY:
+        return charge.id in items
+    return charge.state in AT_STRIPE
 
 
 _HELD = frozenset({ChargeState.REVIEW, ChargeState.MANUAL, ChargeState.PARKED, ChargeState.VOID})

@@ -288,6 +288,8 @@ def reconciled_object(found: Reconciled) -> dict[str, Any]:
         "subscriptions": found.subscriptions,
         "invoices": found.invoices,
         "items": found.items,
+        "charged_cents": found.charged_cents,
+        "item_cents": found.item_cents,
         "events_received": found.events,
         "repaired": found.repaired,
         "stopped": found.stopped,

@@ -145,9 +145,11 @@ async def test_an_item_that_was_deleted_is_pushed_again(autojump_clock: MockCloc
         await rig.work()
 
         assert (kinds(found), found.repaired) == (["item_missing"], 1)
+        assert (found.charged_cents, found.item_cents) == (100, 0)
         (again,) = rig.items()
         assert (again["amount"], again["invoice"]) == (100, draft_id)
-        assert kinds(await reconcile(rig)) == []
+        after = await reconcile(rig)
+        assert (kinds(after), after.charged_cents, after.item_cents) == ([], 100, 100)
 
 
 async def test_a_double_is_deleted_while_it_can_be_and_told_afterwards(

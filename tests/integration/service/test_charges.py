@@ -109,6 +109,7 @@ async def test_reconciliation_by_command_asks_the_running_meterd(shop: Shop) -> 
     refused = await run()
 
     assert agreed[0] == 0
+    assert agreed[1].startswith("Σ charges $0.00 = Σ invoice items $0.00\n")
     assert agreed[1].endswith("0 differences, 0 repaired, 0 lost events received\n")
     assert dry[0] == told[0] == 1
     assert dry[1].startswith("subscription_orphan: - sub_")
