@@ -165,7 +165,7 @@ async def test_a_decision_that_takes_too_long_is_seen_as_lateness(database_url: 
             )
         running.stop()
 
-    assert pulse["state"]["peak_ms"] >= 900
+    assert pulse["state"]["peak_ms"] >= 500  # the pulse beats while it is held up
     assert late >= 1
 
 
@@ -225,6 +225,7 @@ async def test_an_event_of_stripe_that_is_given_up(shop: Shop, database_url: str
     signed = stripe.WebhookSignature._compute_signature(f"{at_s}.{payload}", SECRET)
     headers = {"stripe-signature": f"t={at_s},v1={signed}"}
     http = shop.service.http
+    shop.fake.faults.away = True
     taken = await http.post("/api/webhooks/stripe", content=payload, headers=headers)
     assert taken.status_code == 200, taken.text
 
@@ -232,17 +233,19 @@ async def test_an_event_of_stripe_that_is_given_up(shop: Shop, database_url: str
         await trio.to_thread.run_sync(
             execute,
             database_url,
-            "UPDATE stripe_events SET attempts = 11, next_attempt_at = now()"
+            "UPDATE stripe_events SET attempts = 11, next_attempt_at = now(),"
+            " received_at = now() - interval '8 days'"
             " WHERE id = 'evt_dead' AND state = 'pending'",
         )
         return await metric(http, "meterd_stripe_inbox_dead") == 1
 
-    await until(is_dead)
+    await until(is_dead, within_s=60)
+    shop.fake.faults.away = False
     actor = (await top(shop.service.url, "--kind", "service"))["service/stripe"]
     ran = await meterd("stripe", "events", settings={"METERD_URL": shop.service.url})
 
     assert actor["state"]["dead"] == 1
-    assert "sub_nobody_knows" in actor["last_error"]
+    assert "Stripe failed to" in actor["last_error"]
     assert await metric(http, 'meterd_stripe_events_total{outcome="dead"}') == 1
     assert "evt_dead" in ran.out
 
