@@ -1,14 +1,14 @@
 """`meterd stripe`: set a Stripe account up, and look at the inbox of a running meterd.
 
-`setup` asks Stripe with METERD_STRIPE_API_KEY; `events` and `retry` ask a running meterd.
-Exit codes of `setup`: 0 everything is as it should be, 1 something is missing or differs.
+`setup` and `smoke` ask Stripe with METERD_STRIPE_API_KEY; `events` and `retry` a running meterd.
+Exit codes of these two: 0 everything is as it should be, 1 something is missing, differs or failed.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import attrs
 import click
@@ -16,8 +16,10 @@ import trio
 
 from meterd.actors.stripe_following import RECONCILED, SIGNALS
 from meterd.adapters.catalogue import load_catalogue
+from meterd.adapters.clock import SystemClock
 from meterd.adapters.stripe.client import open_stripe
 from meterd.adapters.stripe.setup import StripeSetup
+from meterd.adapters.stripe.smoke import Smoke, SmokeStep, refuse_live_key
 from meterd.cli import ExitCode
 from meterd.cli._admin import Admin, asks_meterd, show_json, show_table
 from meterd.cli._examples import examples
@@ -28,7 +30,7 @@ from meterd.errors import ConfigError
 
 @click.group()
 def command() -> None:
-    """Set a Stripe account up, show the inbox of its events, and work an event off again."""
+    """Set a Stripe account up, try a sandbox, and work with the inbox of Stripe's events."""
 
 
 @command.command(
@@ -67,6 +69,30 @@ def setup(
             click.echo("Stripe shows this secret only now: keep it.", err=True)
     is_open = any(step.state in {"missing", "differs"} for step in found.steps)
     return ExitCode.FAILED if is_open else ExitCode.OK
+
+
+@command.command(epilog=examples("meterd stripe smoke --apply"))
+@click.option("--apply", "applies", is_flag=True, help="Do it; without it nothing is asked.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@configured("plans")
+def smoke(*, loaded: LoadedConfig, applies: bool, as_json: bool) -> ExitCode:
+    """Try everything that meterd asks of Stripe in a sandbox, and take it away again.
+
+    Takes test keys only. Makes a product, a price, a customer, a subscription and invoice items of
+    its own; it charges nobody and leaves nothing active behind.
+    """
+    key = _key(loaded.config)
+    refuse_live_key(key)
+    if not applies:
+        click.echo("This is a test key. With --apply objects are made in its sandbox, and removed.")
+        return ExitCode.OK
+    steps, is_fine = trio.run(_smoke, loaded.config, key)
+    if as_json:
+        click.echo(json.dumps({"steps": [attrs.asdict(step) for step in steps]}, indent=2))
+    else:
+        rows = [("fine" if step.is_fine else "FAILED", step.what, step.detail) for step in steps]
+        show_table(("STATE", "WHAT", "DETAIL"), rows)
+    return ExitCode.OK if is_fine else ExitCode.FAILED
 
 
 @command.command(epilog=examples("meterd stripe events --state dead"))
@@ -109,10 +135,9 @@ def retry(*, admin: Admin, as_json: bool, event_id: str) -> None:
 
 
 async def _set_up(config: Config, webhook_url: str | None, applies: bool) -> StripeSetup:
-    if config.stripe_api_key is None:
-        raise ConfigError("stripe_api_key is not set: set METERD_STRIPE_API_KEY.")
-    key = config.stripe_api_key.get_secret_value()
-    async with open_stripe(key, jitter=_jitter(), api_base=config.stripe_api_base) as payments:
+    async with open_stripe(
+        _key(config), jitter=_jitter(), api_base=config.stripe_api_base
+    ) as payments:
         made = StripeSetup(
             payments,
             load_catalogue(config.plans),
@@ -122,6 +147,22 @@ async def _set_up(config: Config, webhook_url: str | None, applies: bool) -> Str
         )
         await made.run()
         return made
+
+
+async def _smoke(config: Config, key: str) -> tuple[Sequence[SmokeStep], bool]:
+    run_id = f"{random.SystemRandom().getrandbits(48):012x}"
+    now_ms = SystemClock().now_ms()
+    async with open_stripe(key, jitter=_jitter(), api_base=config.stripe_api_base) as payments:
+        run = Smoke(payments, run_id, now_ms)
+        is_fine = await run.run()
+        return run.steps, is_fine
+
+
+def _key(config: Config) -> str:
+    """Return the API key. Errors: ConfigError when there is none."""
+    if config.stripe_api_key is None:
+        raise ConfigError("stripe_api_key is not set: set METERD_STRIPE_API_KEY.")
+    return config.stripe_api_key.get_secret_value()
 
 
 def _jitter() -> Iterator[float]:
