@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ import trio
 
 
 ADMIN_KEY = "test-admin-key-of-at-least-32-characters"
+REPORTS = tempfile.TemporaryDirectory(prefix="meterd-reports-")
+"""Where services under test write their reports: not where the tests were started."""
 
 READY_PREFIX = "meterd ready on "
 
@@ -79,7 +82,13 @@ class Service:
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without settings of the outside, plus these."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("METERD_")}
-    return {**inherited, "METERD_ADMIN_KEY": ADMIN_KEY, "METERD_LOG_FORMAT": "json", **settings}
+    return {
+        **inherited,
+        "METERD_ADMIN_KEY": ADMIN_KEY,
+        "METERD_LOG_FORMAT": "json",
+        "METERD_REPORTS_DIR": REPORTS.name,
+        **settings,
+    }
 
 
 @contextlib.asynccontextmanager
