@@ -37,7 +37,7 @@ from tests.crash.named_kills import kill_at_points
 from tests.crash.outages import cut_after_commit, freeze, unreachable
 from tests.crash.overspend import race_for_the_last_minute
 from tests.crash.report import NOT_SIMULATED, Simulated, Trial, written
-from tests.simulation.planted import BUGS
+from tests.simulation.bugs import BUGS
 from tests.simulation.run import Failure, live_all, live_once
 from tests.tidy.sources import ROOT
 

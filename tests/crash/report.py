@@ -131,7 +131,7 @@ PROMISES = (
     ),
     (
         "The simulation would notice.",
-        ("tests/simulation/test_planted.py::test_a_planted_bug_is_found_within_sixty_worlds",),
+        ("tests/simulation/test_planted.py::test_a_planted_bug_is_found_within_twenty_worlds",),
     ),
 )
 """Each promise, and the tests that fail when it is broken."""

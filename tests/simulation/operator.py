@@ -31,13 +31,13 @@ def drawn_contract(chance: Chance, *, is_sold: bool = False) -> Contract:
     """Return a contract: some stop soon, some go on at a price; those sold usually do."""
     if is_sold and chance.happens(0.7):
         return Contract(
-            agents=chance.pick(2, 4),
+            agents=chance.pick(1, 2, 4),
             agent_minutes=1,
             grace_percent=2_000,
             overage_usd_per_minute=chance.pick(Decimal("0.05"), Decimal("0.033333")),
         )
     return Contract(
-        agents=chance.pick(1, 2, 4),
+        agents=chance.pick(1, 1, 2),
         agent_minutes=chance.pick(0, 1, 1, 1, 2, 5, 20, 100),
         grace_percent=chance.pick(10, 10, 1_000, 2_000),
         overage_usd_per_minute=chance.pick(Decimal("0.05"), Decimal("0.07"), Decimal("0.033333")),

@@ -52,7 +52,9 @@ class Weather:
     settings_every_s: float
     """How often a customer changes the cap on overage."""
     job_minute: int
-    """When the hourly jobs are due: before, in or after the storm."""
+    """When the hourly jobs are due: in the storm or after it."""
+    reconciles: bool
+    """Both sides are held against each other by a job; else only where notices were lost."""
     # Stripe.
     stripe_lost: float
     """The request never arrives."""
@@ -104,6 +106,7 @@ class Weather:
         return cls(
             begins_at_ms=begins_at_ms,
             job_minute=(begins_at_ms // MINUTE_MS + chance.whole(1, 3)) % 60,
+            reconciles=chance.happens(0.25),
             storm_s=chance.between(50, 130),
             organizations=chance.pick(1, 1, 2, 3),
             clients=chance.whole(2, 6),
@@ -139,7 +142,7 @@ class Weather:
             stripe_slow=chance.sometimes(0.5),
             stripe_list_lag_s=chance.pick(0, 0, 5, 20),
             stripe_away_every_s=chance.pick(0.0, 0.0, 60.0),
-            stripe_retries=chance.pick(0, 2),
+            stripe_retries=chance.pick(0, 0, 2),
             stripe_draft_s=chance.pick(3, 10, 60),
             stripe_orders_every_s=chance.pick(0.0, 10.0, 40.0),
             notice_lost=chance.sometimes(0.5),

@@ -384,6 +384,7 @@ class World:
             step_ms = chance.pick(-800, 800, chance.whole(0, 30_000), jump_ms, jump_ms, right_ms)
             self._wall_offset_ms += step_ms
             self._wall_back_ms += max(0, -step_ms)
+            self.auditor.was_clock_set_back |= step_ms < 0
             self.auditor.wall_ahead_ms = max(self.auditor.wall_ahead_ms, self._wall_offset_ms)
             self.note("clock", step_ms)
 
@@ -402,6 +403,7 @@ class World:
         if self._wall_offset_ms <= 0 or self.chance.happens(0.5):
             return
         self._wall_back_ms += self._wall_offset_ms
+        self.auditor.was_clock_set_back = True
         self.note("clock", -self._wall_offset_ms)
         self._wall_offset_ms = 0
         process = self.current
