@@ -19,6 +19,7 @@ from meterd.core.plan import Tier
 from meterd.core.units import rfc3339
 from meterd.errors import OrganizationUnknownError
 from meterd.web.auth import authenticated, organization_of
+from meterd.web.customer_shapes import Address
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply
 from meterd.web.requests import (
@@ -140,7 +141,7 @@ async def _checkout(organization_id: str, actor: str) -> Reply:
         case NotForSale():
             raise ProblemError("plan_not_for_sale")
         case url:
-            return json_reply(201, {"url": url})
+            return json_reply(201, Address(url=url))
 
 
 async def _portal(organization_id: str, actor: str) -> Reply:
@@ -148,7 +149,7 @@ async def _portal(organization_id: str, actor: str) -> Reply:
     url = await _desk().portal_url(
         organization_id, return_url=_return_url(body.return_url), actor=actor
     )
-    return json_reply(201, {"url": url})
+    return json_reply(201, Address(url=url))
 
 
 def _desk() -> BillingDesk:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from quart import Blueprint, Response
 
-from meterd.core.units import rfc3339
-from meterd.ports import StoredKey
+from meterd.web.customer_shapes import key_object, new_key
 from meterd.web.idempotency import effect_id, is_retry
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply
@@ -22,20 +21,6 @@ KEYS_MAX: Final = 1_000
 """Keys of one organization that are not revoked; only operators may give it more."""
 
 keys = Blueprint("keys", __name__)
-
-
-def key_object(key: StoredKey) -> dict[str, Any]:
-    """Return the shape of a key; never the key itself."""
-    revoked_ms = key.revoked_at_ms
-    return {
-        "id": key.id,
-        "name": key.name,
-        "scopes": sorted(key.scopes),
-        "last4": key.last4,
-        "created_at": rfc3339(key.created_at_ms),
-        "created_by": key.created_by,
-        "revoked_at": None if revoked_ms is None else rfc3339(revoked_ms),
-    }
 
 
 @keys.get("/v1/keys")
@@ -63,7 +48,7 @@ async def create() -> Response:
     key, text = await keyring.create(
         organization_id, scopes=body.scopes, name=body.name, created_by=actor, key_id=key_id
     )
-    return response(json_reply(201, {**key_object(key), "key": text}))
+    return response(json_reply(201, new_key(key, text)))
 
 
 @keys.delete("/v1/keys/<key_id>")

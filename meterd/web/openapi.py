@@ -222,7 +222,18 @@ def _structs(routes: Iterable[Route]) -> Iterator[Struct]:
 
 
 def _problem_schema() -> dict[str, Any]:
-    text = {"type": "string"}
+    text, count = {"type": "string"}, {"type": "integer"}
+    figures = {
+        "plan": text,
+        "state": text,
+        "used_minutes": count,
+        "limit_minutes": count,
+        "hard_limit_minutes": {"type": ["integer", "null"]},
+        "active_agents": count,
+        "agent_limit": {"type": ["integer", "null"]},
+        "resets_at": text,
+        "upgrade_url": text,
+    }
     return {
         "type": "object",
         "description": "RFC 9457. Refusals by the plan carry the plan's figures as well.",
@@ -242,6 +253,7 @@ def _problem_schema() -> dict[str, Any]:
                     "required": ["pointer", "detail"],
                 },
             },
+            **figures,
         },
         "required": ["type", "title", "status", "detail", "instance", "code", "request_id"],
     }

@@ -17,6 +17,16 @@ from meterd.core.plan import Resource
 from meterd.core.task import TaskState
 from meterd.web.billing import CheckoutBody, OrderBody, PortalBody
 from meterd.web.customer_schema import EndpointPatch, NewEndpointBody, SettingsBody
+from meterd.web.customer_shapes import (
+    Address,
+    DeliveryObject,
+    EndpointObject,
+    KeyObject,
+    NewEndpoint,
+    NewKey,
+    SettingsObject,
+    Ticket,
+)
 from meterd.web.event_schema import CloudEventBody, EventBody, VoidBody
 from meterd.web.events import CLOUD, CLOUD_BATCH, EventsAnswer, VoidAnswer
 from meterd.web.reply import JSON
@@ -218,29 +228,29 @@ CUSTOMER_ROUTES: Final = (
         method="POST",
         path="/v1/usage/live/ticket",
         scopes=READ,
-        answers={201: OBJECT},
+        answers={201: Ticket},
         takes_keys=False,
     ),
-    Route(method="GET", path="/v1/settings", scopes=MANAGE, answers={200: OBJECT}),
+    Route(method="GET", path="/v1/settings", scopes=MANAGE, answers={200: SettingsObject}),
     Route(
         method="PUT",
         path="/v1/settings",
         scopes=MANAGE,
         body=_json(SettingsBody),
-        answers={200: OBJECT},
+        answers={200: SettingsObject},
     ),
     Route(
         method="GET",
         path="/v1/keys",
         scopes=MANAGE,
-        answers={200: PageOf()},
+        answers={200: PageOf(KeyObject)},
     ),
     Route(
         method="POST",
         path="/v1/keys",
         scopes=MANAGE,
         body=_json(NewKeyBody),
-        answers={201: OBJECT},
+        answers={201: NewKey},
         problems=("*",),
     ),
     Route(
@@ -254,7 +264,7 @@ CUSTOMER_ROUTES: Final = (
         method="GET",
         path=_ENDPOINTS,
         scopes=MANAGE,
-        answers={200: PageOf()},
+        answers={200: PageOf(EndpointObject)},
         problems=("*",),
     ),
     Route(
@@ -262,14 +272,14 @@ CUSTOMER_ROUTES: Final = (
         path=_ENDPOINTS,
         scopes=MANAGE,
         body=_json(NewEndpointBody),
-        answers={201: OBJECT},
+        answers={201: NewEndpoint},
         problems=("*",),
     ),
     Route(
         method="GET",
         path=f"{_ENDPOINTS}/<endpoint_id>",
         scopes=MANAGE,
-        answers={200: OBJECT},
+        answers={200: EndpointObject},
         problems=("endpoint_unknown",),
     ),
     Route(
@@ -277,7 +287,7 @@ CUSTOMER_ROUTES: Final = (
         path=f"{_ENDPOINTS}/<endpoint_id>",
         scopes=MANAGE,
         body=_json(EndpointPatch),
-        answers={200: OBJECT},
+        answers={200: EndpointObject},
         problems=("*",),
     ),
     Route(
@@ -291,7 +301,7 @@ CUSTOMER_ROUTES: Final = (
         method="POST",
         path=f"{_ENDPOINTS}/<endpoint_id>/test",
         scopes=MANAGE,
-        answers={202: OBJECT},
+        answers={202: DeliveryObject},
         problems=("endpoint_unknown",),
     ),
     Route(
@@ -302,14 +312,14 @@ CUSTOMER_ROUTES: Final = (
             "state": {"type": "string", "enum": ["pending", "delivered", "failed"]},
             **PAGING,
         },
-        answers={200: PageOf()},
+        answers={200: PageOf(DeliveryObject)},
         problems=("endpoint_unknown",),
     ),
     Route(
         method="POST",
         path=f"{_ENDPOINTS}/<endpoint_id>/deliveries/<delivery_id>/resend",
         scopes=MANAGE,
-        answers={202: OBJECT},
+        answers={202: DeliveryObject},
         problems=("endpoint_unknown", "delivery_unknown"),
     ),
     Route(
@@ -324,7 +334,7 @@ CUSTOMER_ROUTES: Final = (
         scopes=MANAGE,
         body=_json(CheckoutBody),
         is_body_required=False,
-        answers={200: OBJECT, 201: OBJECT},
+        answers={200: Address, 201: Address},
         problems=("*",),
     ),
     Route(
@@ -333,7 +343,7 @@ CUSTOMER_ROUTES: Final = (
         scopes=MANAGE,
         body=_json(PortalBody),
         is_body_required=False,
-        answers={200: OBJECT, 201: OBJECT},
+        answers={200: Address, 201: Address},
         problems=("*",),
     ),
     Route(
@@ -413,7 +423,7 @@ OPERATOR_ROUTES: Final = (
         scopes=ADMIN,
         body=_json(CheckoutBody),
         is_body_required=False,
-        answers={200: OBJECT, 201: OBJECT},
+        answers={200: Address, 201: Address},
         problems=("*",),
     ),
     Route(
@@ -422,7 +432,7 @@ OPERATOR_ROUTES: Final = (
         scopes=ADMIN,
         body=_json(PortalBody),
         is_body_required=False,
-        answers={200: OBJECT, 201: OBJECT},
+        answers={200: Address, 201: Address},
         problems=("*",),
     ),
     Route(

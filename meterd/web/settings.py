@@ -14,6 +14,7 @@ from meterd.core.organization import Profile
 from meterd.core.plan import UNSET as UNCHANGED, Limits
 from meterd.errors import Problem, RequestInvalidError
 from meterd.web.customer_schema import SettingsBody
+from meterd.web.customer_shapes import SettingsObject
 from meterd.web.reply import Reply, json_reply
 from meterd.web.requests import body_as, member, query, response, services
 from meterd.web.services import WebServices
@@ -25,13 +26,13 @@ REASON: Final = "changed by the customer"
 settings = Blueprint("settings", __name__)
 
 
-def settings_object(limits: Limits, profile: Profile) -> dict[str, object]:
+def settings_object(limits: Limits, profile: Profile) -> SettingsObject:
     """Return the settings as they are shown."""
     cap_usd = limits.overage_cap_usd
-    return {
-        "overage_cap_usd": None if cap_usd is None else str(cap_usd.quantize(CENT)),
-        "thresholds": list(profile.threshold_percents),
-    }
+    return SettingsObject(
+        overage_cap_usd=None if cap_usd is None else str(cap_usd.quantize(CENT)),
+        thresholds=list(profile.threshold_percents),
+    )
 
 
 async def settings_reply(bundle: WebServices, organization_id: str) -> Reply:

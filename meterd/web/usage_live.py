@@ -9,7 +9,7 @@ Rule 3: nothing is expected from a viewer; who talks nevertheless is closed with
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -22,6 +22,7 @@ from meterd.core.units import rfc3339
 from meterd.errors import MeterdError, OrganizationUnknownError
 from meterd.web.agent_stream import carried, rejected, troubled
 from meterd.web.auth import authenticated, has_scope
+from meterd.web.customer_shapes import Ticket
 from meterd.web.problems import ProblemError
 from meterd.web.reply import json_reply
 from meterd.web.requests import query, response, services
@@ -223,8 +224,7 @@ async def ticket() -> Response:
         raise ProblemError("wrong_scope")
     query()
     text, ends_at_ms = bundle.live.tickets.give(principal)
-    content: dict[str, Any] = {"ticket": text, "expires_at": rfc3339(ends_at_ms)}
-    return response(json_reply(201, content))
+    return response(json_reply(201, Ticket(ticket=text, expires_at=rfc3339(ends_at_ms))))
 
 
 @usage_live.get(LIVE_PATH)

@@ -6,15 +6,13 @@ Rule 2: a URL is judged when it is given and its addresses whenever it is used.
 
 from __future__ import annotations
 
-from typing import Any
-
 from msgspec import UNSET
 from quart import Blueprint, Response
 
 from meterd.actors.publisher import new_secret
-from meterd.core.units import rfc3339
 from meterd.errors import Problem, RequestInvalidError
 from meterd.web.customer_schema import EndpointPatch, NewEndpointBody
+from meterd.web.customer_shapes import delivery_object, endpoint_object, new_endpoint
 from meterd.web.idempotency import effect_id
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply
@@ -36,7 +34,6 @@ from meterd.webhook_ports import (
     FAILED,
     PENDING,
     Asked,
-    Delivery,
     EndpointChange,
     WebhookEndpoint,
     WebhookRefusedError,
@@ -47,40 +44,6 @@ MANAGE = "manage"
 PREFIX = "/v1/webhook-endpoints"
 
 webhook_endpoints = Blueprint("webhook_endpoints", __name__)
-
-
-def endpoint_object(endpoint: WebhookEndpoint) -> dict[str, Any]:
-    """Return the shape of an endpoint, without its secret."""
-    disabled_ms = endpoint.disabled_at_ms
-    return {
-        "id": endpoint.id,
-        "url": endpoint.url,
-        "kinds": list(endpoint.kinds),
-        "description": endpoint.description,
-        "created_at": rfc3339(endpoint.created_at_ms),
-        "created_by": endpoint.created_by,
-        "disabled_at": None if disabled_ms is None else rfc3339(disabled_ms),
-        "disabled_reason": endpoint.disabled_reason,
-    }
-
-
-def delivery_object(delivery: Delivery) -> dict[str, Any]:
-    """Return the shape of a delivery."""
-    attempted_ms = delivery.attempted_at_ms
-    is_pending = delivery.state == PENDING
-    return {
-        "id": delivery.id,
-        "webhook_id": delivery.notification_id,
-        "type": delivery.kind,
-        "state": delivery.state,
-        "attempts": delivery.attempts,
-        "created_at": rfc3339(delivery.created_at_ms),
-        "attempted_at": None if attempted_ms is None else rfc3339(attempted_ms),
-        "next_attempt_at": rfc3339(delivery.next_attempt_at_ms) if is_pending else None,
-        "status": delivery.status,
-        "error": delivery.error,
-        "duration_ms": delivery.duration_ms,
-    }
 
 
 def _hooks() -> WebhookServices:
@@ -145,8 +108,7 @@ async def create() -> Response:
     made = await hooks.store.add_endpoint(endpoint)  # a retry finds the one it made
     if made is None:
         raise ProblemError("too_many_endpoints")
-    content = {**endpoint_object(made), "secret": made.secret}
-    return response(json_reply(201, content))
+    return response(json_reply(201, new_endpoint(made)))
 
 
 @webhook_endpoints.get(f"{PREFIX}/<endpoint_id>")

@@ -16,6 +16,7 @@ from trio.testing import MockClock
 
 from meterd.web.openapi import document, documented, registered, route_of
 from meterd.web.openapi_routes import ROUTES
+from tests.json_schema import wrongs
 from tests.served import ADMIN_KEY, Seen, World, open_world
 
 
@@ -175,20 +176,25 @@ def requests(
         yield target + (f"?{encoded}" if encoded else ""), headers, body
 
 
-def is_documented(operation: dict[str, Any], answer: Seen) -> bool:
-    """Tell whether an answer is one of those in the document."""
+def undocumented(operation: dict[str, Any], components: dict[str, Any], answer: Seen) -> list[str]:
+    """Return what of an answer is not in the document: its status, its media type, its body."""
     said = operation["responses"].get(str(answer.status_code))
     if said is None:
-        return False
+        return ["the status"]
     media = answer.headers.get("content-type", "").partition(";")[0]
-    return media in said.get("content", {}) or (not media and "content" not in said)
+    content = said.get("content", {})
+    if media not in content:
+        return ["the media type"] if media or content else []
+    if not media.endswith("json"):
+        return []
+    return wrongs(answer.data, content[media]["schema"], components)
 
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_no_request_gets_a_500_or_an_answer_that_is_not_documented(
     autojump_clock: MockClock, world: World, seed: int
 ) -> None:
-    """Whatever is sent, nearly right or badly wrong, the document knows the answer."""
+    """Whatever is sent, nearly right or badly wrong, the document knows the answer and its body."""
     chance = random.Random(seed)
     found = (await world.ask("GET", "/openapi.json")).data
     components = found["components"]["schemas"]
@@ -200,10 +206,34 @@ async def test_no_request_gets_a_500_or_an_answer_that_is_not_documented(
             for target, headers, body in requests(operation, components, path, chance):
                 bearer = chance.choice([key, ADMIN_KEY, ADMIN_KEY, key, None, "mk_live_wrong"])
                 answer = await world.ask(method.upper(), target, bearer, headers=headers, body=body)
-                if answer.status_code == 500 or not is_documented(operation, answer):
-                    wrong.append((method, target, headers, body, answer.status_code, answer.raw))
+                found_wrong = undocumented(operation, components, answer)
+                if answer.status_code == 500 or found_wrong:
+                    wrong.append((method, target, body, answer.status_code, found_wrong))
 
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("value", "places"),
+    [
+        ({"id": "a", "n": 1}, []),
+        ({"id": "a", "n": None}, []),
+        ({"id": 1, "n": "x"}, ["/id", "/n"]),
+        ({"n": True}, ["/id", "/n"]),
+        ({"id": "a", "n": 1, "secret": "s"}, ["/secret"]),
+        ([], [""]),
+    ],
+)
+def test_the_check_of_bodies_has_teeth(value: Any, places: list[str]) -> None:
+    """A validator that passes everything would make the test above a rubber stamp."""
+    thing = {
+        "type": "object",
+        "properties": {"id": {"type": "string"}, "n": {"type": ["integer", "null"]}},
+        "required": ["id", "n"],
+    }
+    found = wrongs(value, {"$ref": "#/components/schemas/Thing"}, {"Thing": thing})
+
+    assert [each.partition(":")[0] for each in found] == places
 
 
 async def test_routes_that_take_keys_are_those_that_say_so(
