@@ -50,6 +50,14 @@ class Shop:
         await self.fake.settle()
         return made
 
+    async def say(self, status: str) -> None:
+        """Let every subscription have another status, and hear of it."""
+        for found in self.fake.world.tables["subscription"].values():
+            found["status"] = status
+            self.fake.world.emit("customer.subscription.updated", found)
+        await self.fake.settle()
+        await self.until_quiet()
+
     async def organization(self) -> dict[str, Any]:
         """Return organization acme as operators see it."""
         found: dict[str, Any] = (await self.service.http.get("/admin/v1/organizations/acme")).json()
@@ -146,6 +154,30 @@ async def test_subscription_is_followed_from_its_start_to_its_end(shop: Shop) ->
         "applied",
         "unknown_type",
     }
+
+
+async def test_unpaid_stops_what_runs_and_payment_resumes_at_once(shop: Shop) -> None:
+    """402 and why, `stop` for a running task, the plan kept; and all of it over when it is paid."""
+    await shop.subscribe("starter")
+    await shop.until_quiet()
+    key = await shop.service.key("acme", "agent", "read")
+    async with shop.service.client(key) as agent:
+        task = {"task_id": "t", "agent_id": "a"}
+        started = await agent.post("/v1/tasks", json=task)
+        await shop.say("unpaid")
+        refused = await agent.get("/v1/quota/check")
+        told = await agent.post("/v1/tasks/t/heartbeat", json={"elapsed_ms": 1})
+        shown = (await agent.get("/v1/quota")).json()
+        await shop.say("active")
+        resumed = await agent.get("/v1/quota/check")
+        goes_on = await agent.post("/v1/tasks/t/heartbeat", json={"elapsed_ms": 2})
+
+    assert started.status_code == 201
+    assert (refused.status_code, refused.json()["code"]) == (402, "suspended")
+    assert "payment failed" in refused.json()["detail"]
+    assert told.json()["command"] == "stop"
+    assert (shown["plan"], shown["state"], shown["allowed"]) == ("starter", "suspended", False)
+    assert (resumed.status_code, goes_on.json()["command"]) == (200, "continue")
 
 
 async def test_a_hundred_copies_at_once_have_one_effect_and_a_hundred_answers(
