@@ -32,7 +32,7 @@ lint: $(DEV_STAMP) ## ruff, mypy and import-linter
 	@failed=0; for check in "ruff check" "ruff format --check" mypy "lint-imports --no-logo"; do \
 		echo "==> $$check"; $(BIN)/$$check || failed=1; done; exit $$failed
 
-bench: $(DEV_STAMP) ## measure against what one would build instead, and write a report (ten minutes)
+bench: $(DEV_STAMP) ## measure against what one would build instead, and write a report (a quarter of an hour)
 	@$(BIN)/python -m tests.bench.report $(ARGS)
 
 simulate: $(DEV_STAMP) ## break a simulated world in every way (SEEDS=0-999, or 17 to see one again)

@@ -121,6 +121,9 @@ class Run:
                 "10,000 connections",
                 partial(parts.idle_agents, meterd, at_start, sizes.connections, 1),
             )
+            under_load = await part(
+                "checks under heartbeats", partial(parts.checks_under_heartbeats, meterd, sizes)
+            )
             peers = stack.enter_context(contextlib.ExitStack())
             servers = [
                 meterd, *self.start_peers(peers, environment, directory, postgres.dsn)
@@ -137,9 +140,6 @@ class Run:
                     )
             peers.close()
             beats = await part("heartbeats", partial(parts.heartbeats, meterd, sizes))
-            under_load = await part(
-                "checks under heartbeats", partial(parts.checks_under_heartbeats, meterd, sizes)
-            )
             stop_s = await self.stop_under_load(service, meterd)
         live = await part(
             "the live feed", partial(parts.printed_by, "bench_live", "--json", "--seconds=5")
