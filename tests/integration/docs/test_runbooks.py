@@ -293,7 +293,7 @@ async def test_stripe_out_of_sync(shop: Shop, desk: Path, database_url: str) -> 
         database_url,
         "UPDATE stripe_events SET state = 'dead', last_error = 'refused' WHERE id = 'evt_late'",
     )
-    dead, pending, actor, organization = await operator.follow(
+    dead, pending, actor, charges, organization = await operator.follow(
         "stripe-out-of-sync.md", ORGANIZATION="acme"
     )
     retried = await operator.type("meterd stripe retry evt_late")
@@ -303,6 +303,7 @@ async def test_stripe_out_of_sync(shop: Shop, desk: Path, database_url: str) -> 
     assert "evt_late" in dead.out
     assert "evt_late" not in pending.out
     assert "waiting" in actor.out
+    assert "away: False" in charges.out
     assert json.loads(organization.out)["plan"] == "starter"
     assert retried.code == 0
     assert await shop.events("dead") == []
