@@ -110,6 +110,9 @@ SCRIPT: tuple[tuple[int, Mishap], ...] = (
 )
 """Minute by minute; of one minute, one after the other."""
 
+AMID_OUTAGE_S = 11.25 * 60
+"""When meterd is away for longer than a start waits."""
+
 ORGANIZATIONS = {
     "steady": make_terms(Tier.ENTERPRISE),
     "hopeful": make_terms(Tier.ENTERPRISE),
@@ -163,9 +166,13 @@ class Hour:
         program = self.programs[name] = Program(transport, Chance(0, name), policy)
         async with program.client, trio.open_nursery() as nursery:
             for number in range(agents):
-                # From seconds to most of the hour: some tasks live through nearly everything.
                 mean_s = (8.0, 90.0, 700.0)[number % 3]
                 nursery.start_soon(program.work, f"agent-{number}", mean_s, HOUR_S)
+            if name != "tight":  # and one lives through everything
+                nursery.start_soon(program.run_task, "agent-long", HOUR_S)
+            await trio.sleep(AMID_OUTAGE_S)
+            if name == "hopeful":
+                nursery.start_soon(program.run_task, "agent-late", 100.0)
 
     async def _keep_running(self, forever: trio.Nursery) -> None:
         while True:
