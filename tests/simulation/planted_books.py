@@ -90,13 +90,6 @@ def a_void_keeps_what_it_cost(patch: pytest.MonkeyPatch) -> None:
 
 
 @bug
-def the_cap_stops_new_tasks_only(patch: pytest.MonkeyPatch) -> None:
-    """Bill what runs already past the customer's cap."""
-    patch.setattr("meterd.core.quota.overage_cap_line_ms", lambda *_: None)
-    patch.setattr(decide_module, "overage_cap_line_ms", lambda *_: None)
-
-
-@bug
 def a_lost_beginning_blocks_a_job(patch: pytest.MonkeyPatch) -> None:
     """Never look back at a run that may have begun."""
 

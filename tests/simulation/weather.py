@@ -105,14 +105,14 @@ class Weather:
         begins_at_ms = MONTH_END_MS - ago_ms
         return cls(
             begins_at_ms=begins_at_ms,
-            job_minute=(begins_at_ms // MINUTE_MS + chance.whole(1, 3)) % 60,
+            job_minute=(begins_at_ms // MINUTE_MS + chance.pick(1, 1, 2)) % 60,
             reconciles=chance.happens(0.25),
             storm_s=chance.between(50, 130),
             organizations=chance.pick(1, 1, 2, 3),
             clients=chance.whole(2, 6),
             store_latency_s=chance.pick(0.0, 0.005, 0.05, 0.3),
             refused=chance.sometimes(0.3),
-            lost_reply=chance.sometimes(0.3),
+            lost_reply=chance.sometimes(0.45),
             stalled=chance.sometimes(0.05),
             poisoned=chance.sometimes(0.1),
             frame_latency_s=chance.pick(0.001, 0.02, 0.2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 
 import attrs
@@ -201,3 +202,33 @@ def test_a_key_is_renewed_when_stripe_may_have_forgotten_it_or_keeps_its_failure
 ) -> None:
     """Younger keys are the only thing that protects from a call that is still under way."""
     assert must_renew_key(pushing(tries=tries), END_MS + age_ms) is renews
+
+
+def test_a_charge_says_whose_it_is_and_for_which_period() -> None:
+    """Everything that Stripe's invoice and an operator's list are made of."""
+    bill = make_bill()
+    charge = one_charge(bill)
+
+    assert (charge.organization_id, charge.subscription_id) == ("org_1", "sub_1")
+    assert (charge.period_start_ms, charge.period_end_ms) == (bill.start_ms, bill.end_ms)
+    assert (charge.billing_period, charge.quantity, charge.seq) == ("2026-02", 20, 1)
+    assert charge.id.startswith("chg_")
+    assert one_charge(attrs.evolve(bill, organization_id="org_2")).id != charge.id
+
+
+def test_a_finding_tells_an_operator_what_is_held_and_why() -> None:
+    """The names in it are what alerts and lists look for."""
+    charge = attrs.evolve(one_charge(), reason="why")
+    finding = parked_finding(charge, END_MS + 1)
+    detail = json.loads(finding.detail_json)
+
+    assert (finding.at_ms, finding.id[:4]) == (END_MS + 1, "fnd_")
+    assert detail == {
+        "charge_id": charge.id,
+        "billing_period": "2026-02",
+        "resource_type": "agent_minute",
+        "amount_cents": 100,
+        "reason": "why",
+    }
+    other = attrs.evolve(charge, id="chg_2")
+    assert parked_finding(other, END_MS + 1).id != finding.id

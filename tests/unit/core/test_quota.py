@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from decimal import Decimal
+
 import attrs
 import pytest
 
@@ -263,3 +265,29 @@ def test_a_task_at_its_time_out_moves_no_timer() -> None:
 
     assert projected_ms(state, now_ms) == projected_ms(state, now_ms + 5) == 110 * MINUTE_MS - 5
     assert next_wakeup_ms(state, now_ms) == silent_at_ms(state) == now_ms + MINUTE_MS
+
+
+def test_a_view_shows_every_figure_of_the_state_it_is_of() -> None:
+    """The quota object is made of these fields alone; a wrong one is a wrong answer."""
+    state = make_state(contract=Contract(agents=2, agent_minutes=100), used_ms=30 * MINUTE_MS)
+    start(state)
+    shown = view(state, NOON_MS + 5_000)
+
+    assert (shown.organization_id, shown.plan) == ("org_1", Tier.STARTER)
+    assert (shown.label, shown.period_start_ms, shown.period_end_ms) == (
+        state.period.label,
+        state.period.start_ms,
+        state.period.end_ms,
+    )
+    assert (shown.used_ms, shown.projected_ms) == (30 * MINUTE_MS, 30 * MINUTE_MS + 5_000)
+    assert (shown.included_minutes, shown.hard_limit_ms) == (100, 110 * MINUTE_MS)
+    assert (shown.overage_minutes, shown.overage_usd) == (0, Decimal(0))
+    assert (shown.agents_active, shown.agents_limit) == (1, 2)
+    assert (shown.as_of_ms, shown.state, shown.denial) == (NOON_MS + 5_000, QuotaState.OK, None)
+    drive(state, make_change(place=Hold.OPERATOR), NOON_MS + 6_000)
+    held = view(state, NOON_MS + 7_000)
+    assert (held.state, held.hold, held.denial) == (
+        QuotaState.SUSPENDED,
+        Hold.OPERATOR,
+        DenialReason.SUSPENDED,
+    )
