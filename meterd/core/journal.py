@@ -110,7 +110,9 @@ def restore(
     """Return the live state: what is stored, then the facts that are not stored yet.
 
     A running task is given a fresh time-out after a start, and its unreported time counts as use:
-    a crash may refuse too much, never grant too much. `last_seq` is the highest number this
+    a crash may refuse too much, never grant too much. A report that lies in the future was written
+    by a clock that has been set right since: it counts as made now, or its task would hold its
+    slot until that clock is right. `last_seq` is the highest number this
     process has given out, facts that the store rejected included: numbers are never used twice.
     """
     state = OrganizationState(
@@ -130,6 +132,7 @@ def restore(
             state,
             attrs.evolve(
                 task,
+                reported_at_ms=min(task.reported_at_ms, now_ms),
                 burning_from_ms=min(burning_from_ms, now_ms),
                 pace_from_ms=now_ms,
                 pace_elapsed_ms=task.elapsed_ms,

@@ -6,7 +6,7 @@ import pytest
 from meterd.core.journal import StoredOrganization, coalesce, restore
 from meterd.core.organization import AuditEntry, Facts, Finding, OrganizationState
 from meterd.core.plan import Tier
-from meterd.core.quota import projected_ms
+from meterd.core.quota import projected_ms, silent_at_ms
 from meterd.core.task import TaskState
 from meterd.core.units import HOUR_MS, MINUTE_MS
 from tests.organizations import NOON_MS, make_period, make_rules, make_state, make_task, make_terms
@@ -128,3 +128,19 @@ def test_facts_that_are_not_stored_yet_come_on_top() -> None:
     assert (state.seq, state.period.used_ms, list(state.running)) == (12, 3, ["t1"])
     assert state.announced is None
     assert attrs.evolve(state.running["t1"]) == make_task("t1")
+
+
+def test_a_report_from_a_clock_that_ran_ahead_holds_a_slot_for_one_time_out_only() -> None:
+    """The clock was set right by an hour: a silent task is lost after its time-out, not then."""
+    state = make_state()
+    ahead = make_task("ahead", reported_at_ms=NOON_MS + HOUR_MS)
+    restored = restore(
+        stored_from(state, ahead),
+        (),
+        rules=state.rules,
+        serving_since_ms=NOON_MS,
+        now_ms=NOON_MS,
+    )
+
+    assert silent_at_ms(restored) == NOON_MS + state.rules.task_timeout_ms
+    assert projected_ms(restored, NOON_MS + 1_000) == 1_000
