@@ -150,6 +150,7 @@ class World:
             await Operator(self, "corrections").correct()
             await self._put_clock_right()
             await self._become_quiet()
+            self.books.conclude()  # before further notices heal what went wrong
             self.account.upgrade_all()  # what happens after the storm arrives as ever
             await self._become_quiet()
             await self._exhaust(nursery)
