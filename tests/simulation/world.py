@@ -511,9 +511,10 @@ class World:
         period = record.periods[max(record.periods)][1]
         _, _, hard_ms, _, _ = limits(record.terms[max(record.terms)])
         assert hard_ms is not None
-        is_over_soon = self.true_ms() + self._wall_offset_ms + 300_000 > period.end_ms
-        if is_over_soon or record.profile.holds:
-            return  # the month ends first, or nobody may work
+        wall_ms = self.true_ms() + self._wall_offset_ms
+        is_one_month = period.start_ms <= wall_ms and wall_ms + 300_000 <= period.end_ms
+        if not is_one_month or record.profile.holds:
+            return  # time falls into two months, or nobody may work
         task_ids = [
             self.start_task(forever, client, chance, lasts_s=600, agent_id=f"last_{number}")
             for number in range(2)
