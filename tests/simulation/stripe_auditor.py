@@ -11,6 +11,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING
 
 from meterd.adapters.memory.store import Database, OrganizationRecord
+from meterd.core.overage import Charge
 from tests.simulation.stripe_account import Customer, Json, StripeAccount
 from tests.simulation.violation import expect
 
@@ -76,12 +77,11 @@ class StripeAuditor:
                     waiting.append(f"{key} {period.label} is over")
         return waiting
 
-    def _rides_a_final_invoice(self, charge: object) -> bool:
+    def _rides_a_final_invoice(self, charge: Charge) -> bool:
         """Tell whether a charge should know by now that its invoice was finalized."""
-        item_id = getattr(charge, "invoice_item_id", None)
-        if getattr(charge, "state").value != "pushed" or item_id is None:  # noqa: B009
+        if charge.state.value != "pushed" or charge.invoice_item_id is None:
             return False
-        item = self._account.fake.world.table("invoiceitem").get(item_id)
+        item = self._account.fake.world.table("invoiceitem").get(charge.invoice_item_id)
         if item is None or item["invoice"] is None:
             return item is None
         invoice = self._account.fake.world.table("invoice").get(item["invoice"])
