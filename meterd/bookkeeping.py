@@ -24,7 +24,8 @@ from meterd.core.schedule import Daily
 from meterd.core.units import DAY_MS
 from meterd.observe import metrics as names
 from meterd.observe.metrics import Metrics
-from meterd.ports import Clock, Ids
+from meterd.ports.clock import Clock
+from meterd.ports.ids import Ids
 from meterd.setting import zone_of
 
 

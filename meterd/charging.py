@@ -19,7 +19,9 @@ from meterd.adapters.stripe.client import StripePayments
 from meterd.config import Config
 from meterd.core.overage import review_of
 from meterd.core.schedule import Daily
-from meterd.ports import Directory, Ids, StripeStore
+from meterd.ports.directory import Directory
+from meterd.ports.ids import Ids
+from meterd.ports.stripe import StripeStore
 from meterd.web.services import BillingServices
 
 

@@ -22,7 +22,8 @@ from meterd.adapters.webhook_sender import HttpsSender, checked_url
 from meterd.config import Config
 from meterd.observe import metrics as names
 from meterd.observe.metrics import Metrics
-from meterd.ports import Clock, QuotaSink
+from meterd.ports.clock import Clock
+from meterd.ports.mirror import QuotaSink
 from meterd.web.services import LiveServices, WebhookServices
 from meterd.web.tickets import Tickets
 from meterd.web.usage_live import encode_alert, encode_quota, encode_snapshot

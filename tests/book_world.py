@@ -22,7 +22,7 @@ from meterd.core.plan import NO_CONTRACT, Contract, Terms, Tier, resolve
 from meterd.core.task import Task, TaskInfo, TaskOutcome, TaskState
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 from meterd.core.usage import Origin, Source, UsageRow, book_agent_time
-from meterd.ports import NewOrganization
+from meterd.ports.directory import NewOrganization
 from tests.organizations import CATALOGUE
 
 

@@ -10,7 +10,7 @@ from meterd.core.organization import Facts, Hold, OrganizationState
 from meterd.core.plan import Contract, Tier
 from meterd.core.quota import is_due
 from meterd.core.units import DAY_MS, MINUTE_MS
-from meterd.ports import NewOrganization
+from meterd.ports.directory import NewOrganization
 from tests.organizations import NOON_MS, make_adjust, make_change, make_finish, make_start
 
 

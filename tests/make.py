@@ -14,7 +14,8 @@ from meterd.core.plan import NO_CONTRACT, Contract, Resource, Terms, Tier, resol
 from meterd.core.task import Task, TaskInfo, TaskState
 from meterd.core.units import MINUTE_MS
 from meterd.core.usage import Kind, Source, UsageRow
-from meterd.ports import NewOrganization, StoredKey
+from meterd.ports.directory import NewOrganization
+from meterd.ports.keys import StoredKey
 from tests.organizations import CATALOGUE
 
 

@@ -34,7 +34,7 @@ from meterd.core.journal import OrganizationBatch, StoredOrganization
 from meterd.core.organization import Rules
 from meterd.core.task import Plausibility, Task
 from meterd.errors import StoreRejectedError, StoreUnavailableError
-from meterd.ports import StoredKey
+from meterd.ports.keys import StoredKey
 from meterd.web.app import Web, WebServices, create_app
 from meterd.web.front_door import FrontDoor, open_listeners
 from meterd.web.readiness import Readiness

@@ -15,7 +15,7 @@ from meterd.core.journal import StoredOrganization
 from meterd.core.supervision import backoff_ms
 from meterd.core.units import SECOND_MS
 from meterd.errors import PortalClosedError, StoreRejectedError, StoreUnavailableError
-from meterd.ports import LedgerStore
+from meterd.ports.ledger import LedgerStore
 
 
 log = structlog.get_logger(__name__)

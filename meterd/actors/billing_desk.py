@@ -10,10 +10,10 @@ from __future__ import annotations
 import attrs
 
 from meterd.actors.organizations import Organizations
-from meterd.billing_ports import Billing
 from meterd.core.commands import Audited, ChangeOrganization
 from meterd.core.plan import Catalogue, Tier
-from meterd.ports import Directory
+from meterd.ports.billing import Billing
+from meterd.ports.directory import Directory
 
 
 CUSTOMER_MADE = "a Stripe customer was made for the organization"

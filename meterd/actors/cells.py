@@ -49,7 +49,10 @@ from meterd.errors import (
     QuarantinedError,
     ShuttingDownError,
 )
-from meterd.ports import Clock, DeadLetter, Ids, LedgerStore
+from meterd.ports.clock import Clock
+from meterd.ports.ids import Ids
+from meterd.ports.ledger import LedgerStore
+from meterd.ports.trail import DeadLetter
 
 
 log = structlog.get_logger(__name__)

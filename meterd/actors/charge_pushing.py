@@ -18,14 +18,6 @@ import attrs
 import structlog
 
 from meterd.actors.charge_policy import ChargePolicy
-from meterd.billing_ports import (
-    KEY_REUSED,
-    Billing,
-    ChargeStore,
-    DueCharge,
-    InvoiceItem,
-    NewItem,
-)
 from meterd.core.overage import (
     IN_FLIGHT_MS,
     KEY_TRIES_MAX,
@@ -40,7 +32,9 @@ from meterd.core.subscription import USD
 from meterd.core.supervision import backoff_ms
 from meterd.core.units import DAY_MS
 from meterd.errors import MeterdError, PaymentsRejectedError, PaymentsUnavailableError
-from meterd.ports import Clock
+from meterd.ports.billing import KEY_REUSED, Billing, InvoiceItem, NewItem
+from meterd.ports.charges import ChargeStore, DueCharge
+from meterd.ports.clock import Clock
 
 
 log = structlog.get_logger(__name__)

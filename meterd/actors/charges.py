@@ -21,14 +21,15 @@ from meterd.actors.charge_pushing import Pusher
 from meterd.actors.organizations import Organizations
 from meterd.actors.period_charges import PeriodCharges, is_everybodys
 from meterd.actors.supervisor import Crash, attempt_async
-from meterd.billing_ports import Billing, ChargeFigures, ChargeStore, DueCharge
 from meterd.core.ids import fact_id
 from meterd.core.organization import AuditEntry
 from meterd.core.overage import Charge, ChargeState, Move, charge_json, moved
 from meterd.core.supervision import backoff_ms
 from meterd.core.units import SECOND_MS
 from meterd.errors import PortalClosedError, StoreUnavailableError
-from meterd.ports import Clock
+from meterd.ports.billing import Billing
+from meterd.ports.charges import ChargeFigures, ChargeStore, DueCharge
+from meterd.ports.clock import Clock
 
 
 log = structlog.get_logger(__name__)

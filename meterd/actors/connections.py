@@ -19,7 +19,8 @@ from meterd.core.event import UsageEvent
 from meterd.core.plan import Resource
 from meterd.core.units import HOUR_MS, SECOND_MS
 from meterd.errors import MeterdError
-from meterd.ports import Clock, Ids
+from meterd.ports.clock import Clock
+from meterd.ports.ids import Ids
 
 
 log = structlog.get_logger(__name__)

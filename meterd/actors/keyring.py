@@ -28,7 +28,9 @@ from meterd.errors import (
     PortalClosedError,
     StoreUnavailableError,
 )
-from meterd.ports import Clock, Ids, KeyStore, StoredKey
+from meterd.ports.clock import Clock
+from meterd.ports.ids import Ids
+from meterd.ports.keys import KeyStore, StoredKey
 
 
 log = structlog.get_logger(__name__)

@@ -30,7 +30,10 @@ from meterd.core.units import SECOND_MS
 from meterd.errors import PortalClosedError, StoreRejectedError, StoreUnavailableError
 from meterd.observe.counting import SIZES, Histogram
 from meterd.observe.spans import Spans, no_span
-from meterd.ports import Clock, DeadLetter, Ids, LedgerStore
+from meterd.ports.clock import Clock
+from meterd.ports.ids import Ids
+from meterd.ports.ledger import LedgerStore
+from meterd.ports.trail import DeadLetter
 
 
 log = structlog.get_logger(__name__)

@@ -23,7 +23,7 @@ from meterd.core.quota import QuotaView
 from meterd.core.supervision import backoff_ms
 from meterd.core.units import MINUTE_MS, SECOND_MS
 from meterd.errors import MeterdError, PortalClosedError, SinkUnavailableError
-from meterd.ports import QuotaSink
+from meterd.ports.mirror import QuotaSink
 
 
 log = structlog.get_logger(__name__)

@@ -43,7 +43,9 @@ from meterd.core.quota import QuotaView, denial, is_due, view
 from meterd.core.slowing import STEADY, Slowing
 from meterd.core.units import SECOND_MS
 from meterd.errors import OverloadedError, ShuttingDownError, StoreUnavailableError
-from meterd.ports import Clock, Ids, LedgerStore
+from meterd.ports.clock import Clock
+from meterd.ports.ids import Ids
+from meterd.ports.ledger import LedgerStore
 
 
 @attrs.frozen(kw_only=True)

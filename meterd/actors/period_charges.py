@@ -17,7 +17,6 @@ import structlog
 from meterd.actors.charge_policy import ChargePolicy
 from meterd.actors.organizations import Organizations
 from meterd.actors.supervisor import Crash, attempt_async
-from meterd.billing_ports import ChargeStore
 from meterd.core.overage import ChargeState, PeriodBill, is_ready, new_charges, parked_finding
 from meterd.core.units import DAY_MS, HOUR_MS
 from meterd.errors import (
@@ -26,7 +25,8 @@ from meterd.errors import (
     PortalClosedError,
     StoreUnavailableError,
 )
-from meterd.ports import Clock
+from meterd.ports.charges import ChargeStore
+from meterd.ports.clock import Clock
 
 
 log = structlog.get_logger(__name__)

@@ -24,8 +24,8 @@ from standardwebhooks import Webhook
 from meterd.core.supervision import backoff_ms
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, rfc3339, to_datetime
 from meterd.errors import PortalClosedError, StoreError
-from meterd.ports import Clock
-from meterd.webhook_ports import (
+from meterd.ports.clock import Clock
+from meterd.ports.webhooks import (
     DELIVERED,
     FAILED,
     DueDelivery,

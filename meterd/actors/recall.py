@@ -20,7 +20,7 @@ from meterd.core.event import EventKey, KnownEvent
 from meterd.core.organization import OrganizationState, forget_events
 from meterd.core.units import SECOND_MS
 from meterd.errors import StoreUnavailableError
-from meterd.ports import LedgerStore
+from meterd.ports.ledger import LedgerStore
 
 
 T = TypeVar("T")

@@ -21,7 +21,6 @@ from meterd.actors.charges import Charges
 from meterd.actors.organizations import Organizations
 from meterd.actors.stripe import StripeActor
 from meterd.actors.stripe_following import RECONCILED, own_event
-from meterd.billing_ports import Billing, ChargeStore, InvoiceItem, StoredFinding
 from meterd.core.organization import Finding
 from meterd.core.overage import Charge, ChargeState
 from meterd.core.reconciliation import (
@@ -39,7 +38,11 @@ from meterd.core.stripe_objects import StripeEvent, read_invoice, read_subscript
 from meterd.core.subscription import Invoice, Subscription, standing
 from meterd.core.units import DAY_MS, HOUR_MS
 from meterd.errors import OrganizationUnknownError
-from meterd.ports import Clock, Ids, StripeStore
+from meterd.ports.billing import Billing, InvoiceItem
+from meterd.ports.charges import ChargeStore, StoredFinding
+from meterd.ports.clock import Clock
+from meterd.ports.ids import Ids
+from meterd.ports.stripe import StripeStore
 
 
 log = structlog.get_logger(__name__)

@@ -25,7 +25,7 @@ from meterd.core.revenue import NOTHING, Customer, dollars, whole_cents
 from meterd.core.schedule import last_whole_day_ms
 from meterd.core.subscription import USD
 from meterd.core.units import DAY_MS, day_start_ms, rfc3339
-from meterd.ports import Clock
+from meterd.ports.clock import Clock
 from meterd.reporting.document import document
 from meterd.reporting.figures import (
     CustomerDay,

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import tzinfo
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import structlog
@@ -36,7 +36,9 @@ from meterd.core.schedule import (
 from meterd.core.supervision import backoff_ms
 from meterd.core.units import HOUR_MS, MINUTE_MS, SECOND_MS, rfc3339
 from meterd.errors import MeterdError, StoreUnavailableError
-from meterd.ports import Clock, Ids
+from meterd.ports.clock import Clock
+from meterd.ports.ids import Ids
+from meterd.ports.jobs import JobStore
 
 
 log = structlog.get_logger(__name__)
@@ -78,46 +80,6 @@ class RetryPolicy:
     tries_max: int = 5
     delay_min_ms: int = 30 * SECOND_MS
     delay_max_ms: int = 15 * MINUTE_MS
-
-
-class JobStore(Protocol):
-    """Where jobs and their runs are remembered; errors as every store's."""
-
-    async def register(self, occurrences: Mapping[str, Occurrence]) -> None:
-        """Make jobs known; one that is known already keeps what is remembered of it."""
-        ...
-
-    async def interrupt_runs(self, at_ms: int) -> None:
-        """Close the runs that an earlier process has left open."""
-        ...
-
-    async def records(self, names: Sequence[str]) -> Mapping[str, JobRecord]:
-        """Return what is remembered of jobs."""
-        ...
-
-    async def begin(self, run: JobRun) -> bool:
-        """Write that a run begins; False when the job is running, wherever."""
-        ...
-
-    async def is_done(self, job: str, subject: str) -> bool:
-        """Tell whether a scheduled run for this hour or day has succeeded."""
-        ...
-
-    async def finish(self, run: JobRun, error: str | None) -> None:
-        """Write how a run ended."""
-        ...
-
-    async def settle(self, job: str, occurrence: Occurrence) -> None:
-        """Write that an occurrence needs no more work."""
-        ...
-
-    async def runs(self, job: str, limit: int) -> Sequence[JobRun]:
-        """Return a job's latest runs, newest first."""
-        ...
-
-    async def add_findings(self, findings: Sequence[BookFinding]) -> int:
-        """Store findings and return how many are new."""
-        ...
 
 
 @attrs.frozen(kw_only=True)

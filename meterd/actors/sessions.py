@@ -21,7 +21,9 @@ from meterd.actors.keyring import UNKNOWN, Principal, Unknown
 from meterd.core.ids import ORGANIZATION_ID
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from meterd.errors import KeySetUnavailableError, StoreUnavailableError
-from meterd.ports import SIGNED_IN, Clock, KeySetSource
+from meterd.ports.clock import Clock
+from meterd.ports.keys import KeySetSource
+from meterd.ports.people import SIGNED_IN
 
 
 log = structlog.get_logger(__name__)

@@ -30,14 +30,10 @@ from meterd.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from meterd.ports import (
-    Clock,
-    Directory,
-    InboxFigures,
-    Payments,
-    PendingEvent,
-    StripeStore,
-)
+from meterd.ports.clock import Clock
+from meterd.ports.directory import Directory
+from meterd.ports.payments import Payments
+from meterd.ports.stripe import InboxFigures, PendingEvent, StripeStore
 
 
 log = structlog.get_logger(__name__)

@@ -30,16 +30,10 @@ from meterd.errors import (
     OrganizationUnknownError,
     PaymentsUnavailableError,
 )
-from meterd.ports import (
-    UNKNOWN_CUSTOMER,
-    Clock,
-    Directory,
-    Payments,
-    PendingEvent,
-    Seen,
-    Settlement,
-    StripeStore,
-)
+from meterd.ports.clock import Clock
+from meterd.ports.directory import Directory
+from meterd.ports.payments import Payments
+from meterd.ports.stripe import UNKNOWN_CUSTOMER, PendingEvent, Seen, Settlement, StripeStore
 
 
 RECONCILED = "meterd.reconciliation"

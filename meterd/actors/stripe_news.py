@@ -15,7 +15,7 @@ from typing import TypeVar
 import attrs
 
 from meterd.core.stripe_objects import Json, read_invoice, read_subscription
-from meterd.ports import PendingEvent, Seen, SeenInvoice, SeenSubscription
+from meterd.ports.stripe import PendingEvent, Seen, SeenInvoice, SeenSubscription
 
 
 PAYMENT_FAILED = "invoice.payment_failed"

@@ -20,7 +20,7 @@ import trio
 from meterd.core.supervision import Escalate, RestartPolicy, after_failure, recent
 from meterd.core.units import SECOND_MS
 from meterd.errors import MeterdError, OwnershipLostError
-from meterd.ports import Clock
+from meterd.ports.clock import Clock
 
 
 P = ParamSpec("P")

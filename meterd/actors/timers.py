@@ -15,7 +15,7 @@ import trio
 
 from meterd.core.units import SECOND_MS
 from meterd.observe.counting import Histogram
-from meterd.ports import Clock
+from meterd.ports.clock import Clock
 
 
 NEAR_S = 1.0

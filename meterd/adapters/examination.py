@@ -32,7 +32,7 @@ from meterd.adapters.postgres.pool import (
 )
 from meterd.core.units import SECOND_MS, from_datetime, rfc3339
 from meterd.errors import StoreError
-from meterd.ports import Clock
+from meterd.ports.clock import Clock
 
 
 FINE: Final = "fine"

@@ -20,7 +20,7 @@ import attrs
 import h11
 import trio
 
-from meterd.webhook_ports import WebhookRefusedError
+from meterd.ports.webhooks import WebhookRefusedError
 
 
 TIMEOUT_S: Final = 5

@@ -24,7 +24,7 @@ from meterd.cli._options import DATABASE, configured
 from meterd.config import Config, LoadedConfig
 from meterd.core.units import rfc3339
 from meterd.errors import OrganizationUnknownError
-from meterd.ports import StoredKey
+from meterd.ports.keys import StoredKey
 
 
 T = TypeVar("T")

@@ -29,7 +29,8 @@ from meterd.core.period import calendar_period
 from meterd.core.plan import UNSET as UNCHANGED, Limits, Terms, contract_fields, resolve
 from meterd.core.units import rfc3339, whole_minutes
 from meterd.errors import OrganizationUnknownError, Problem, RequestInvalidError
-from meterd.ports import NewOrganization, StoredKey
+from meterd.ports.directory import NewOrganization
+from meterd.ports.keys import StoredKey
 from meterd.web.idempotency import effect_id, is_retry
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply

@@ -8,7 +8,7 @@ from quart import Blueprint, Response
 
 from meterd.core.units import rfc3339
 from meterd.observe.log import masked
-from meterd.ports import InboxEntry
+from meterd.ports.stripe import InboxEntry
 from meterd.web.problems import ProblemError
 from meterd.web.reply import json_reply
 from meterd.web.requests import (

@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Meta
 
 from meterd.core.units import rfc3339
-from meterd.ports import StoredKey
+from meterd.ports.keys import StoredKey
+from meterd.ports.webhooks import PENDING, Delivery, WebhookEndpoint
 from meterd.web.shapes import Instant
-from meterd.webhook_ports import PENDING, Delivery, WebhookEndpoint
 
 
 class KeyObject(msgspec.Struct, frozen=True, kw_only=True):

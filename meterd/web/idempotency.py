@@ -25,7 +25,7 @@ from quart import Response, g, has_request_context, request
 from meterd.core.ids import fact_id
 from meterd.core.units import DAY_MS
 from meterd.errors import MeterdError, StoreError
-from meterd.ports import Ids
+from meterd.ports.ids import Ids
 from meterd.web.auth import has_scope
 from meterd.web.problems import ProblemError
 from meterd.web.raw_paths import raw_path

@@ -11,7 +11,7 @@ from __future__ import annotations
 from quart import Blueprint, Response
 
 from meterd.errors import OrganizationUnknownError
-from meterd.ports import People
+from meterd.ports.people import People
 from meterd.web.problems import ProblemError
 from meterd.web.reply import json_reply
 from meterd.web.requests import name_in, operator, query, response, services

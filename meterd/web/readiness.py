@@ -11,7 +11,7 @@ from typing import Final
 
 from meterd.actors.organizations import Organizations
 from meterd.actors.supervisor import Service
-from meterd.ports import Clock
+from meterd.ports.clock import Clock
 
 
 STORE_FAILING_MS: Final = 2_000

@@ -15,7 +15,7 @@ import msgspec
 
 from meterd.core.quota import QuotaView
 from meterd.core.units import SECOND_MS, ceil_div
-from meterd.ports import Ids
+from meterd.ports.ids import Ids
 
 
 Headers = Iterable[tuple[str, str]]

@@ -22,16 +22,23 @@ from meterd.actors.publisher import Publisher
 from meterd.actors.reconciliation import StripeReconciliation
 from meterd.actors.scheduler import Scheduler
 from meterd.actors.stripe import StripeActor
-from meterd.billing_ports import ChargeStore
 from meterd.config import Config
 from meterd.core.period import Period
 from meterd.core.plan import Terms
 from meterd.core.task import Task
 from meterd.observe.metrics import Metrics
-from meterd.ports import AnswerStore, Clock, Directory, Ids, People, StripeStore, Trail, UsageBooks
+from meterd.ports.answers import AnswerStore
+from meterd.ports.charges import ChargeStore
+from meterd.ports.clock import Clock
+from meterd.ports.directory import Directory
+from meterd.ports.ids import Ids
+from meterd.ports.people import People
+from meterd.ports.stripe import StripeStore
+from meterd.ports.trail import Trail
+from meterd.ports.usage import UsageBooks
+from meterd.ports.webhooks import WebhookStore
 from meterd.web.readiness import Readiness
 from meterd.web.tickets import Tickets
-from meterd.webhook_ports import WebhookStore
 
 
 class Reader(Directory, UsageBooks, AnswerStore, Protocol):

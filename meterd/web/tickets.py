@@ -15,7 +15,7 @@ from typing import Final
 from meterd.actors.keyring import Principal
 from meterd.core.units import MINUTE_MS
 from meterd.errors import OverloadedError
-from meterd.ports import Clock
+from meterd.ports.clock import Clock
 
 
 TICKET_MS: Final = MINUTE_MS

@@ -15,7 +15,7 @@ from quart import Blueprint, Response
 
 from meterd.core.units import rfc3339
 from meterd.observe.log import masked
-from meterd.ports import AuditRecord, DeadLetter, Trail
+from meterd.ports.trail import AuditRecord, DeadLetter, Trail
 from meterd.web.problems import ProblemError
 from meterd.web.reply import json_reply
 from meterd.web.requests import (

@@ -16,7 +16,7 @@ from meterd.actors.organizations import OrganizationSnapshot
 from meterd.core.plan import Resource
 from meterd.core.units import DAY_MS
 from meterd.errors import Problem, RequestInvalidError
-from meterd.ports import RowFilter
+from meterd.ports.usage import RowFilter
 from meterd.web.codec import is_period_label
 from meterd.web.problems import ProblemError
 from meterd.web.reply import json_reply, rate_limit_headers

@@ -13,7 +13,7 @@ from typing import Final
 from meterd.core.money import MICRO
 from meterd.core.units import rfc3339
 from meterd.core.usage import UsageRow
-from meterd.ports import RowFilter, UsageBooks
+from meterd.ports.usage import RowFilter, UsageBooks
 
 
 CSV: Final = "text/csv"

@@ -17,7 +17,7 @@ from meterd.core.plan import Limits, Resource, Terms
 from meterd.core.quota import QuotaView, stop_line_ms, usage_state
 from meterd.core.units import DAY_MS, day_start_ms, minutes_added, rfc3339, whole_minutes
 from meterd.core.usage import Kind
-from meterd.ports import DaySum
+from meterd.ports.usage import DaySum
 from meterd.web.shapes import Instant, Quota, quota_object
 
 

@@ -11,6 +11,15 @@ from quart import Blueprint, Response
 
 from meterd.actors.publisher import new_secret
 from meterd.errors import Problem, RequestInvalidError
+from meterd.ports.webhooks import (
+    DELIVERED,
+    FAILED,
+    PENDING,
+    Asked,
+    EndpointChange,
+    WebhookEndpoint,
+    WebhookRefusedError,
+)
 from meterd.web.customer_schema import EndpointPatch, NewEndpointBody
 from meterd.web.customer_shapes import delivery_object, endpoint_object, new_endpoint
 from meterd.web.idempotency import effect_id
@@ -29,15 +38,6 @@ from meterd.web.requests import (
 )
 from meterd.web.services import WebhookServices
 from meterd.web.shapes import Page
-from meterd.webhook_ports import (
-    DELIVERED,
-    FAILED,
-    PENDING,
-    Asked,
-    EndpointChange,
-    WebhookEndpoint,
-    WebhookRefusedError,
-)
 
 
 MANAGE = "manage"

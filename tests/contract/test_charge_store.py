@@ -13,7 +13,6 @@ from meterd.adapters.memory.charges import MemoryCharges
 from meterd.adapters.memory.store import MemoryStore
 from meterd.adapters.postgres.charges import PostgresCharges
 from meterd.adapters.postgres.store import PostgresStore
-from meterd.billing_ports import ChargeFigures, ChargeStore, StoredFinding
 from meterd.core.cycle import Cycle
 from meterd.core.overage import Charge, ChargeState, Cost, PeriodBill, Review, new_charges
 from meterd.core.period import Period
@@ -21,6 +20,7 @@ from meterd.core.plan import Resource, Tier
 from meterd.core.units import DAY_MS
 from meterd.core.usage import Kind, UsageRow
 from meterd.errors import OwnershipLostError, StoreRejectedError
+from meterd.ports.charges import ChargeFigures, ChargeStore, StoredFinding
 from tests.contract.conftest import Owned, Store, query, take_ownership, written
 from tests.make import (
     NOW_MS,

@@ -10,7 +10,7 @@ from meterd.core.organization import Hold
 from meterd.core.plan import Contract, Tier
 from meterd.core.task import Task, TaskState
 from meterd.errors import CustomerTakenError
-from meterd.ports import OrganizationSummary
+from meterd.ports.directory import OrganizationSummary
 from tests.contract.conftest import Store, written
 from tests.make import (
     NOW_MS,

@@ -12,7 +12,7 @@ from meterd.core.organization import Facts, OrganizationState
 from meterd.core.plan import Resource
 from meterd.core.units import DAY_MS, MINUTE_MS
 from meterd.core.usage import UsageRow
-from meterd.ports import RowFilter
+from meterd.ports.usage import RowFilter
 from tests.contract.conftest import Store
 from tests.journeys import make_newborn
 from tests.organizations import NOON_MS, drive, make_state

@@ -18,7 +18,7 @@ from meterd.core.task import TaskOutcome, TaskState
 from meterd.core.units import DAY_MS, MINUTE_MS
 from meterd.core.usage import Kind, Source
 from meterd.errors import OwnershipLostError, StoreError, StoreRejectedError
-from meterd.ports import DeadLetter
+from meterd.ports.trail import DeadLetter
 from meterd.web.codec import canonical_json
 from tests.contract.conftest import Store, query, take_ownership, written
 from tests.make import (

@@ -8,7 +8,7 @@ import pytest
 from meterd.adapters.memory.people import MemoryPeople
 from meterd.adapters.memory.store import MemoryStore
 from meterd.adapters.postgres.people import PostgresPeople
-from meterd.ports import SIGNED_IN, People
+from meterd.ports.people import SIGNED_IN, People
 from tests.contract.conftest import Store
 from tests.make import make_batch, make_key, make_new, make_row, make_task
 

@@ -29,7 +29,7 @@ from meterd.core.organization import Facts, OrganizationState
 from meterd.core.overage import Move, Review, moved, new_charges
 from meterd.core.plan import Contract, Resource, Tier
 from meterd.core.units import DAY_MS, MINUTE_MS
-from meterd.ports import Settlement
+from meterd.ports.stripe import Settlement
 from tests.contract.conftest import take_ownership
 from tests.contract.test_stripe_store import make_event, seen_invoice, seen_subscription
 from tests.journeys import live, make_newborn

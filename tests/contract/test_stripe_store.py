@@ -12,7 +12,13 @@ from meterd.adapters.memory.stripe import MemoryStripe
 from meterd.adapters.postgres.stripe import PostgresStripe
 from meterd.core.stripe_objects import StripeEvent, read_event, read_invoice, read_subscription
 from meterd.errors import OwnershipLostError
-from meterd.ports import UNKNOWN_CUSTOMER, SeenInvoice, SeenSubscription, Settlement, StripeStore
+from meterd.ports.stripe import (
+    UNKNOWN_CUSTOMER,
+    SeenInvoice,
+    SeenSubscription,
+    Settlement,
+    StripeStore,
+)
 from tests.contract.conftest import Owned, take_ownership
 from tests.make import NOW_MS, make_new, make_profile
 

@@ -9,7 +9,7 @@ import pytest
 from meterd.adapters.memory.store import MemoryStore
 from meterd.adapters.memory.trail import MemoryTrail
 from meterd.adapters.postgres.trail import PostgresTrail
-from meterd.ports import AuditRecord, DeadLetter, Trail
+from meterd.ports.trail import AuditRecord, DeadLetter, Trail
 from tests.contract.conftest import Store
 
 

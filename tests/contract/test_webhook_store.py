@@ -14,7 +14,7 @@ from meterd.adapters.postgres.trail import PostgresTrail
 from meterd.adapters.postgres.webhooks import PostgresWebhooks
 from meterd.adapters.sealing import Sealer
 from meterd.core.notification import Notification, NotificationKind
-from meterd.webhook_ports import (
+from meterd.ports.webhooks import (
     DELIVERED,
     ENDPOINTS_MAX,
     FAILED,

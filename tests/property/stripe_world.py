@@ -29,7 +29,8 @@ from meterd.core.period import calendar_period
 from meterd.core.plan import NO_CONTRACT, Terms, Tier, resolve
 from meterd.core.stripe_objects import read_event
 from meterd.core.units import DAY_MS, MINUTE_MS, SECOND_MS
-from meterd.ports import NewOrganization, SubscriptionReading
+from meterd.ports.directory import NewOrganization
+from meterd.ports.payments import SubscriptionReading
 from meterd.testing.fake_stripe.api import Call
 from meterd.testing.fake_stripe.clock import VirtualClock
 from meterd.testing.fake_stripe.faults import Faults

@@ -42,7 +42,7 @@ from meterd.core.schedule import Hourly
 from meterd.core.stripe_objects import read_event
 from meterd.core.supervision import StrikePolicy
 from meterd.errors import MeterdError, OwnershipLostError, StoreUnavailableError
-from meterd.ports import SeenInvoice, SeenSubscription
+from meterd.ports.stripe import SeenInvoice, SeenSubscription
 from meterd.web.agent_session import AgentSession
 from meterd.web.events import booked
 from meterd.web.services import WebServices

@@ -20,7 +20,7 @@ from meterd.adapters.memory.charges import MemoryCharges
 from meterd.core import following, overage
 from meterd.core.organization import Hold
 from meterd.core.overage import ChargeState
-from meterd.ports import Settlement
+from meterd.ports.stripe import Settlement
 from tests.simulation.planted import bug
 
 

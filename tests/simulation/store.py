@@ -19,7 +19,8 @@ from meterd.core.period import Period
 from meterd.core.plan import Terms
 from meterd.core.task import Task
 from meterd.errors import StoreRejectedError, StoreUnavailableError
-from meterd.ports import Clock, DeadLetter
+from meterd.ports.clock import Clock
+from meterd.ports.trail import DeadLetter
 from tests.simulation.determinism import Chance
 from tests.simulation.weather import Weather
 

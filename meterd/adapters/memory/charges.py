@@ -10,7 +10,6 @@ import attrs
 import trio
 
 from meterd.adapters.memory.store import Database, OrganizationRecord
-from meterd.billing_ports import ChargeFigures, DueCharge, StoredFinding
 from meterd.core.organization import AuditEntry, Finding
 from meterd.core.overage import (
     AT_STRIPE,
@@ -27,6 +26,7 @@ from meterd.core.plan import Resource
 from meterd.core.subscription import Alert
 from meterd.core.task import TaskState
 from meterd.errors import OwnershipLostError, StoreRejectedError
+from meterd.ports.charges import ChargeFigures, DueCharge, StoredFinding
 
 
 EARLIER_PERIODS = 3

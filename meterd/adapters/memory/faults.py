@@ -18,7 +18,8 @@ from meterd.core.period import Period
 from meterd.core.plan import Terms
 from meterd.core.task import Task
 from meterd.errors import StoreUnavailableError
-from meterd.ports import DeadLetter, LedgerStore
+from meterd.ports.ledger import LedgerStore
+from meterd.ports.trail import DeadLetter
 
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from meterd.adapters.memory.store import Database
 from meterd.core.task import Task
 from meterd.core.units import rfc3339
 from meterd.core.usage import UsageRow
-from meterd.ports import SIGNED_IN
+from meterd.ports.people import SIGNED_IN
 
 
 @attrs.define(eq=False)

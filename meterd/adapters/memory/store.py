@@ -29,16 +29,12 @@ from meterd.core.task import LOST_KEPT_MAX, LOST_REPORTS_MS, Task, TaskInfo, Tas
 from meterd.core.units import day_start_ms
 from meterd.core.usage import UsageRow
 from meterd.errors import CustomerTakenError, OwnershipLostError, StoreRejectedError
-from meterd.ports import (
-    Clock,
-    DaySum,
-    DeadLetter,
-    NewOrganization,
-    OrganizationSummary,
-    RememberedAnswer,
-    RowFilter,
-    StoredKey,
-)
+from meterd.ports.answers import RememberedAnswer
+from meterd.ports.clock import Clock
+from meterd.ports.directory import NewOrganization, OrganizationSummary
+from meterd.ports.keys import StoredKey
+from meterd.ports.trail import DeadLetter
+from meterd.ports.usage import DaySum, RowFilter
 
 
 BIGINT_MAX = 2**63 - 1

@@ -9,7 +9,7 @@ import trio
 
 from meterd.core.stripe_objects import StripeEvent
 from meterd.errors import OwnershipLostError
-from meterd.ports import (
+from meterd.ports.stripe import (
     UNKNOWN_CUSTOMER,
     InboxEntry,
     InboxFigures,

@@ -9,7 +9,7 @@ import trio
 
 from meterd.adapters.memory.store import Database
 from meterd.core.units import INSTANT_MS_MAX
-from meterd.ports import AuditRecord, DeadLetter
+from meterd.ports.trail import AuditRecord, DeadLetter
 
 
 @attrs.define(eq=False)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import attrs
 
 from meterd.core.notification import Notification
-from meterd.webhook_ports import Delivery, WebhookEndpoint
+from meterd.ports.webhooks import Delivery, WebhookEndpoint
 
 
 @attrs.frozen(kw_only=True)

@@ -11,7 +11,7 @@ import trio
 from meterd.adapters.memory.store import Database
 from meterd.adapters.memory.webhook_tables import Told
 from meterd.core.organization import AuditEntry
-from meterd.webhook_ports import (
+from meterd.ports.webhooks import (
     ENDPOINTS_MAX,
     PENDING,
     TEST_KIND,

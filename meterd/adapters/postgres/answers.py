@@ -9,7 +9,7 @@ import attrs
 from meterd.adapters.postgres.pool import Connection, PostgresPools
 from meterd.adapters.postgres.statements import statements
 from meterd.core.units import from_datetime, to_datetime
-from meterd.ports import RememberedAnswer
+from meterd.ports.answers import RememberedAnswer
 
 
 @attrs.define(eq=False, slots=False)

@@ -15,12 +15,12 @@ import attrs
 
 from meterd.adapters.postgres.pool import Connection, PostgresPools
 from meterd.adapters.postgres.statements import statements
-from meterd.billing_ports import ChargeFigures, DueCharge, StoredFinding
 from meterd.core.organization import AuditEntry, Finding
 from meterd.core.overage import FINAL, ON_ITS_WAY, Charge, ChargeState, Cost, PeriodBill
 from meterd.core.plan import Resource
 from meterd.core.units import INSTANT_MS_MAX, from_datetime, to_datetime
 from meterd.errors import OwnershipLostError
+from meterd.ports.charges import ChargeFigures, DueCharge, StoredFinding
 
 
 @attrs.define(eq=False)

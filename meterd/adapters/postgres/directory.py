@@ -23,7 +23,7 @@ from meterd.core.plan import contract_fields
 from meterd.core.task import Task, TaskState
 from meterd.core.units import INSTANT_MS_MAX, to_datetime
 from meterd.errors import CustomerTakenError
-from meterd.ports import NewOrganization, OrganizationSummary
+from meterd.ports.directory import NewOrganization, OrganizationSummary
 
 
 CUSTOMER_CONSTRAINT = "organizations_stripe_customer_id_key"

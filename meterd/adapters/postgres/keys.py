@@ -16,7 +16,7 @@ from meterd.adapters.postgres.pool import Connection, PostgresPools
 from meterd.adapters.postgres.statements import statements
 from meterd.core.ids import fact_id
 from meterd.core.units import to_datetime
-from meterd.ports import StoredKey
+from meterd.ports.keys import StoredKey
 
 
 @attrs.define(eq=False, slots=False)

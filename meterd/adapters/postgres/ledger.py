@@ -21,7 +21,7 @@ from meterd.adapters.postgres.pool import Connection, PostgresPools
 from meterd.adapters.postgres.statements import renumbered, statements
 from meterd.core.journal import OrganizationBatch
 from meterd.errors import OwnershipLostError
-from meterd.ports import DeadLetter
+from meterd.ports.trail import DeadLetter
 
 
 PARTS = (

@@ -22,7 +22,7 @@ from meterd.core.plan import Terms
 from meterd.core.task import LOST_KEPT_MAX, LOST_REPORTS_MS, Task
 from meterd.core.units import to_datetime
 from meterd.errors import StoreRejectedError
-from meterd.ports import Clock
+from meterd.ports.clock import Clock
 
 
 NONSENSE: Final = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)

@@ -16,7 +16,7 @@ import attrs
 from meterd.adapters.postgres.pool import Connection, PostgresPools
 from meterd.adapters.postgres.statements import statements
 from meterd.core.units import from_datetime, rfc3339
-from meterd.ports import SIGNED_IN
+from meterd.ports.people import SIGNED_IN
 
 
 ERASE_S: Final = 300.0

@@ -35,7 +35,8 @@ from meterd.core.plan import Contract, Limits, Resource, Terms, Tier, contract_f
 from meterd.core.task import Task, TaskInfo, TaskOutcome, TaskState
 from meterd.core.units import from_datetime, to_datetime
 from meterd.core.usage import Kind, Source, UsageRow
-from meterd.ports import DeadLetter, StoredKey
+from meterd.ports.keys import StoredKey
+from meterd.ports.trail import DeadLetter
 
 
 Columns = tuple[Any, ...]

@@ -15,7 +15,7 @@ from meterd.adapters.postgres.ledger import LedgerWriter
 from meterd.adapters.postgres.loading import LedgerReader
 from meterd.adapters.postgres.pool import PostgresPools
 from meterd.adapters.postgres.usage import PostgresUsage
-from meterd.ports import Clock
+from meterd.ports.clock import Clock
 
 
 @attrs.define(eq=False, slots=False)

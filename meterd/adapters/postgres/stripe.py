@@ -19,7 +19,7 @@ from meterd.adapters.postgres.statements import statements
 from meterd.core.stripe_objects import StripeEvent, read_invoice, read_subscription
 from meterd.core.units import INSTANT_MS_MAX, from_datetime, to_datetime
 from meterd.errors import OwnershipLostError
-from meterd.ports import (
+from meterd.ports.stripe import (
     InboxEntry,
     InboxFigures,
     PendingEvent,

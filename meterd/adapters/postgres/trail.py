@@ -14,7 +14,7 @@ import attrs
 from meterd.adapters.postgres.pool import Connection, PostgresPools
 from meterd.adapters.postgres.statements import statements
 from meterd.core.units import INSTANT_MS_MAX, from_datetime, to_datetime
-from meterd.ports import AuditRecord, DeadLetter
+from meterd.ports.trail import AuditRecord, DeadLetter
 
 
 @attrs.define(eq=False, slots=False)

@@ -22,7 +22,7 @@ from meterd.core.period import Period
 from meterd.core.plan import Resource, Terms
 from meterd.core.units import INSTANT_MS_MAX, from_datetime, to_datetime
 from meterd.core.usage import Kind, UsageRow
-from meterd.ports import DaySum, RowFilter
+from meterd.ports.usage import DaySum, RowFilter
 
 
 @attrs.define(eq=False, slots=False)

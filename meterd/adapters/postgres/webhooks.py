@@ -18,7 +18,7 @@ from meterd.adapters.postgres.statements import statements
 from meterd.adapters.sealing import Sealer
 from meterd.core.ids import fact_id
 from meterd.core.units import INSTANT_MS_MAX, from_datetime, to_datetime
-from meterd.webhook_ports import (
+from meterd.ports.webhooks import (
     ENDPOINTS_MAX,
     TEST_KIND,
     Asked,

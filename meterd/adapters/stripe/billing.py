@@ -17,11 +17,11 @@ import stripe
 
 from meterd.adapters.stripe.client import StripePayments
 from meterd.adapters.stripe.errors import RESOURCE_MISSING
-from meterd.billing_ports import InvoiceItem, NewItem
 from meterd.core.stripe_objects import Json, StripeEvent, read_event
 from meterd.core.subscription import CYCLE_REASONS, USD
 from meterd.core.units import SECOND_MS
 from meterd.errors import PaymentsRejectedError
+from meterd.ports.billing import InvoiceItem, NewItem
 
 
 CHARGE: Final = "meterd_charge"

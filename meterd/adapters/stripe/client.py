@@ -23,7 +23,7 @@ from meterd.core.supervision import backoff_ms
 from meterd.core.units import SECOND_MS
 from meterd.errors import PaymentsRejectedError, PaymentsUnavailableError
 from meterd.observe.spans import Spans, no_span
-from meterd.ports import SubscriptionReading
+from meterd.ports.payments import SubscriptionReading
 
 
 T = TypeVar("T")

@@ -14,8 +14,8 @@ from http import HTTPStatus
 
 import stripe
 
-from meterd.billing_ports import KEY_REUSED
 from meterd.errors import PaymentsRejectedError, PaymentsUnavailableError
+from meterd.ports.billing import KEY_REUSED
 
 
 RESOURCE_MISSING = "resource_missing"

@@ -15,11 +15,11 @@ import attrs
 
 from meterd.adapters.stripe.billing import TIER, StripeBilling
 from meterd.adapters.stripe.client import StripePayments
-from meterd.billing_ports import KEY_REUSED, NewItem
 from meterd.core.stripe_objects import read_subscription
 from meterd.core.subscription import USD
 from meterd.core.units import DAY_MS, SECOND_MS
 from meterd.errors import ConfigError, PaymentsError, PaymentsRejectedError
+from meterd.ports.billing import KEY_REUSED, NewItem
 
 
 TEST_KEYS: Final = ("sk_test_", "rk_test_")

@@ -39,7 +39,7 @@ from meterd.core.period import calendar_period
 from meterd.core.plan import NO_CONTRACT, Catalogue, Contract, Terms, Tier, resolve
 from meterd.core.stripe_objects import read_event
 from meterd.core.units import DAY_MS, MINUTE_MS, SECOND_MS
-from meterd.ports import NewOrganization
+from meterd.ports.directory import NewOrganization
 from meterd.testing.fake_stripe.api import Call
 from meterd.testing.fake_stripe.clock import VirtualClock
 from meterd.testing.fake_stripe.faults import Faults

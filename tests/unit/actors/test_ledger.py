@@ -20,7 +20,7 @@ from meterd.errors import (
     OwnershipLostError,
     StoreUnavailableError,
 )
-from meterd.ports import DeadLetter
+from meterd.ports.trail import DeadLetter
 from tests.make import NOW_MS
 from tests.unit.actors.kernel import Ear, Kernel, running_kernel
 

@@ -18,7 +18,7 @@ from meterd.adapters.memory.store import Database
 from meterd.adapters.memory.webhooks import MemoryWebhooks
 from meterd.core.notification import Notification, NotificationKind
 from meterd.core.units import DAY_MS, HOUR_MS, SECOND_MS
-from meterd.webhook_ports import (
+from meterd.ports.webhooks import (
     DELIVERED,
     FAILED,
     PENDING,

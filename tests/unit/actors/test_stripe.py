@@ -24,7 +24,7 @@ from meterd.errors import (
     PaymentsUnavailableError,
     StoreUnavailableError,
 )
-from meterd.ports import SubscriptionReading
+from meterd.ports.payments import SubscriptionReading
 from tests.make import NOW_MS
 from tests.organizations import make_change
 from tests.unit.actors.kernel import Kernel, running_kernel

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from meterd.adapters.webhook_sender import HttpsSender, checked_url, is_public
-from meterd.webhook_ports import WebhookRefusedError
+from meterd.ports.webhooks import WebhookRefusedError
 
 
 HIDDEN = [

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from meterd.adapters.webhook_sender import HttpsSender
-from meterd.webhook_ports import WebhookRefusedError
+from meterd.ports.webhooks import WebhookRefusedError
 from tests.certificates import Authority
 
 

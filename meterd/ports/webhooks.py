@@ -1,6 +1,6 @@
 """What outgoing webhooks need from the outside: where they are kept, and who sends them.
 
-Errors of the store are as in `meterd.ports`. A delivery is one notification for one endpoint; it
+Errors of the store are as every store's. A delivery is one notification for one endpoint; it
 may be sent more than once, under the same id, and never twice at the same time.
 """
 

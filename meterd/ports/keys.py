@@ -1,0 +1,61 @@
+"""API keys as stored, and the keys of an issuer of session tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class StoredKey:
+    """An API key as stored; never the key itself."""
+
+    id: str
+    organization_id: str | None
+    """`None`: an admin key."""
+    scopes: frozenset[str]
+    name: str
+    last4: str
+    created_at_ms: int
+    created_by: str
+    revoked_at_ms: int | None
+
+
+class KeyStore(Protocol):
+    """API keys, by the HMAC of the key under the pepper."""
+
+    async def find_key(self, digest: bytes) -> StoredKey | None:
+        """Return the key with this digest, revoked or not."""
+        ...
+
+    async def add_key(self, key: StoredKey, digest: bytes) -> bool:
+        """Store a key; False when its organization does not exist."""
+        ...
+
+    async def keys_of(self, organization_id: str | None) -> Sequence[StoredKey]:
+        """Return an organization's keys (`None`: the admin keys), newest first."""
+        ...
+
+    async def revoke_key(
+        self, organization_id: str | None, key_id: str, *, at_ms: int, revoked_by: str = "operator"
+    ) -> StoredKey | None:
+        """Revoke a key of this organization; None when it has no such key. Repeats are fine."""
+        ...
+
+    async def revoked_since(self, at_ms: int) -> Sequence[str]:
+        """Return the ids of keys revoked at or after an instant, by any process."""
+        ...
+
+    async def pepper(self, candidate: bytes) -> bytes:
+        """Return the database's pepper, storing the candidate if it has none yet."""
+        ...
+
+
+class KeySetSource(Protocol):
+    """Where an issuer of session tokens publishes its keys."""
+
+    async def read(self) -> bytes:
+        """Return the JWKS document. Errors: KeySetUnavailableError."""
+        ...
