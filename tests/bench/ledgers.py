@@ -77,11 +77,10 @@ def month_rows(
         minutes += not is_call
 
 
-async def _fill(url: str, organization_id: str, rows: int) -> None:
+async def _fill(url: str, organization_id: str, rows: int, now: datetime) -> None:
     connection = await asyncpg.connect(url, timeout=10)
     try:
         await connection.execute("SET synchronous_commit = off")
-        now = datetime.now(UTC) - timedelta(minutes=1)
         open_ms = month_start_ms(from_datetime(now))
         per_month = rows // MONTHS
         for back in range(MONTHS - 1, -1, -1):
@@ -142,6 +141,10 @@ async def _fill(url: str, organization_id: str, rows: int) -> None:
         await connection.close(timeout=10)
 
 
-def fill(url: str, organization_id: str, rows: int) -> None:
-    """Give an organization a ledger of about so many rows; nobody may have it in memory."""
-    asyncio.run(_fill(url, organization_id, rows))
+def fill(url: str, organization_id: str, rows: int, *, now: datetime | None = None) -> None:
+    """Give an organization a ledger of about so many rows; nobody may have it in memory.
+
+    Its last row is about `now`, a minute ago when nothing is given.
+    """
+    now = datetime.now(UTC) - timedelta(minutes=1) if now is None else now
+    asyncio.run(_fill(url, organization_id, rows, now))

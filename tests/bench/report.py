@@ -157,10 +157,11 @@ class Run:
             ),
         )
         many = await part(
-            "many organizations, a long ledger",
-            partial(
-                parts.printed_by, "bench_organizations", sizes.organizations, sizes.ledger_rows
-            ),
+            "many organizations",
+            partial(parts.printed_by, "bench_organizations", sizes.organizations),
+        )
+        ledger = await part(
+            "a long ledger", partial(parts.printed_by, "bench_ledger", sizes.ledger_rows)
         )
         return Figures(
             load_before=load_before,
@@ -177,6 +178,7 @@ class Run:
             live=live or [],
             usage=usage or {},
             many=many,
+            ledger=ledger,
         )
 
 

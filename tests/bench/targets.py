@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -75,16 +75,21 @@ def _heartbeats(figures: Figures) -> Iterator[Judgement]:
 
 def _sizes(figures: Figures) -> Iterator[Judgement]:
     if (many := figures.many) is not None:
-        for things, flush_ms in (
-            ("live organizations", many["flush_ms"]),
-            ("ledger rows", many["flush_ms_by_rows"]),
-        ):
-            spread = max(flush_ms) / min(flush_ms) - 1
-            what = f"a durable frame, whatever the number of {things}"
-            yield Judgement(what, "± 15 %", f"{spread:+.0%}", spread <= SPREAD_MAX)
+        yield _is_flat(
+            "a durable frame, whatever the number of live organizations", many["flush_ms"]
+        )
         each = many["bytes_each"] / KB
         yield Judgement("memory of a live organization", "< 3 KB", f"{each:.1f} KB", each < 3)
+    if (ledger := figures.ledger) is not None:
+        what = "whatever the number of ledger rows"
+        yield _is_flat(f"a durable frame of heartbeats, {what}", ledger["heartbeats_ms"])
+        yield _is_flat(f"a hundred durable events, {what}", ledger["events_ms"])
     if figures.agents_bytes is not None:
         size = figures.agents_bytes / MB
         what = "10,000 idle agents on 1,000 connections"
         yield Judgement(what, "< 400 MB", f"{size:,.0f} MB", size < 400)
+
+
+def _is_flat(what: str, times_ms: Sequence[float]) -> Judgement:
+    spread = max(times_ms) / min(times_ms) - 1
+    return Judgement(what, "± 15 %", f"{spread:+.0%}", spread <= SPREAD_MAX)
