@@ -158,6 +158,7 @@ class Agents:
         self.beats = beats
         self.in_flight = 0
         self._tail = b""
+        self._turn = 0
         self._elapsed_ms = 0
         self._ids = [f"{name}-{number}" for number in range(tasks)]
         self.socket.sendall(
@@ -207,16 +208,18 @@ class Agents:
             count += data.count(mark)
 
     def send(self) -> None:
-        """Send one frame of reports, the tasks in turn, each a millisecond further."""
+        """Send one frame of reports, the tasks in turn, each a millisecond further than before.
+
+        A millisecond, because more than has passed would be no plausible report.
+        """
         reports = []
-        for number in range(self.beats):
-            turn = number % len(self._ids)
-            self._elapsed_ms += not turn
+        for _ in range(self.beats):
+            self._elapsed_ms += not self._turn
             reports.append(
-                f'{{"type":"heartbeat","task_id":"{self._ids[turn]}",'
+                f'{{"type":"heartbeat","task_id":"{self._ids[self._turn]}",'
                 f'"elapsed_ms":{self._elapsed_ms}'
             )
-        self._elapsed_ms += 1
+            self._turn = (self._turn + 1) % len(self._ids)
         text = "},".join(reports) + ',"ref":1}'
         self.socket.sendall(_frame((f"[{text}]" if self.beats > 1 else text).encode()))
         self.in_flight += 1
