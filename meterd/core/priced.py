@@ -62,23 +62,21 @@ def _discount(found: Mapping[str, object]) -> Discount | None:
     coupon = source.get("coupon") if isinstance(source, dict) else found.get("coupon")
     if not isinstance(coupon, dict):
         return None
-    percent, amount, end = coupon.get("percent_off"), coupon.get("amount_off"), found.get("end")
-    is_amount = isinstance(amount, int) and not isinstance(amount, bool)
-    percent_off = _decimal(percent)
-    if percent_off is None and not is_amount:
+    percent_off, amount = _percentage(coupon.get("percent_off")), coupon.get("amount_off")
+    amount_off_cents = amount if isinstance(amount, int) else None
+    if percent_off is None and amount_off_cents is None:
         return None
+    end = found.get("end")
     return Discount(
         percent_off=percent_off,
-        amount_off_cents=amount if isinstance(amount, int) and percent_off is None else None,
+        amount_off_cents=amount_off_cents,
         is_once=coupon.get("duration") == "once",
         ends_at_ms=end * SECOND_MS if isinstance(end, int) else None,
     )
 
 
-def _decimal(value: object) -> Decimal | None:
-    """Return a percentage, which comes as a number or as text."""
-    if value is None or isinstance(value, bool):
-        return None
+def _percentage(value: object) -> Decimal | None:
+    """Return a percentage, which comes as a number or as text; None: it is neither."""
     try:
         percent = Decimal(str(value))
     except InvalidOperation:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from decimal import Decimal
 from fractions import Fraction
 
-import attrs
 import pytest
 from hypothesis import given, strategies as st
 
 from meterd.core.plan import Tier
-from meterd.core.priced import read_priced
 from meterd.core.revenue import (
     Customer,
     Discount,
@@ -134,6 +132,69 @@ def test_an_enterprise_without_a_subscription_is_worth_its_contract_and_others_n
     assert worth(Tier.ENTERPRISE, ended).cents == 120_050
 
 
+def test_a_customer_is_shown_with_plan_status_and_currency() -> None:
+    """The report's line of one organization; two currencies are never added up."""
+    trial = make_subscription(id="sub_1", status=Status.TRIALING, currency="usd")
+    euros = make_subscription(id="sub_2", status=Status.PAST_DUE, currency="eur")
+    told = customer(
+        organization_id="org_1",
+        tier=Tier.PRO,
+        base_price_usd=Decimal(0),
+        subscriptions=[euros, trial],
+        has_paid=False,
+        now_ms=0,
+    )
+
+    assert told == Customer(
+        organization_id="org_1",
+        tier=Tier.PRO,
+        status="past_due",
+        origin=Origin.STRIPE,
+        currency="eur",
+        cents=Fraction(4_900),
+        has_paid=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("tier", "base", "has_paid", "status", "paid"),
+    [
+        (Tier.ENTERPRISE, "0.01", False, "contract", True),
+        (Tier.ENTERPRISE, "0", False, "contract", False),
+        (Tier.FREE, "0.01", False, "none", False),
+        (Tier.FREE, "0", True, "none", True),
+    ],
+)
+def test_who_was_worth_a_cent_once_has_paid_for_ever(
+    tier: Tier, base: str, has_paid: bool, status: str, paid: bool
+) -> None:
+    """Otherwise somebody who returns is counted as a new customer."""
+    ended = make_subscription(make_item(unit_amount_cents=None), status=Status.CANCELED)
+    told = customer(
+        organization_id="org_1",
+        tier=tier,
+        base_price_usd=Decimal(base),
+        subscriptions=[ended],
+        has_paid=has_paid,
+        now_ms=0,
+    )
+
+    assert (told.status, told.has_paid, told.is_unknown) == (status, paid, False)
+    assert told.currency == "usd"
+
+
+def test_cents_that_are_missing_go_to_the_largest_remainders() -> None:
+    """Of equal ones to the first: the same report twice shows the same lines."""
+    parts = [Fraction(1, 4), Fraction(3, 4), Fraction(1, 2), Fraction(1, 2)]
+
+    assert [apportioned(parts, total) for total in (0, 1, 2, -1)] == [
+        [0, 0, 0, 0],
+        [0, 1, 0, 0],
+        [0, 1, 1, 0],
+        [-1, 0, 0, 0],
+    ]
+
+
 def test_what_cannot_be_told_is_said_to_be_unknown() -> None:
     """A tiered price, or a discount known by its id only, must not pass for zero."""
     assert make_subscription(make_item(unit_amount_cents=None)).is_unknown
@@ -206,26 +267,3 @@ def test_cents_are_rounded_half_away_from_zero(cents: Fraction) -> None:
 def test_amounts_are_written_as_their_currency_is(currency: str, shown: str) -> None:
     """Yen have no hundredths: 1,235 of Stripe's units are not 12.35."""
     assert str(in_currency(Fraction(2_469, 2), currency)) == shown
-
-
-def test_a_mirrored_subscription_is_priced_from_its_json() -> None:
-    """Items, quantities and an expanded coupon, in the shape of the API today."""
-    text = """{"id": "sub_1", "object": "subscription", "customer": "cus_1", "status": "past_due",
-        "currency": "usd", "items": {"data": [{"id": "si_1", "quantity": 2, "price": {
-        "id": "price_1", "unit_amount": 4900, "unit_amount_decimal": "4900", "currency": "usd",
-        "recurring": {"interval": "month", "interval_count": 1, "usage_type": "licensed"}}}]},
-        "discounts": [{"id": "di_1", "object": "discount", "end": null, "source": {"type": "coupon",
-        "coupon": {"id": "c", "percent_off": 10.0, "amount_off": null, "duration": "forever"}}}]}"""
-    priced = read_priced(text)
-
-    assert priced is not None
-    assert not priced.is_unknown
-    assert subscription_cents(priced, 0) == 8_820
-    by_id = read_priced(text.replace('"discounts": [{', '"discounts": ["di_1", {'))
-    assert by_id is not None
-    assert by_id.is_unknown
-    of_item = read_priced(text.replace('"id": "si_1",', '"id": "si_1", "discounts": ["di_2"],'))
-    assert of_item is not None
-    assert of_item.is_unknown
-    assert read_priced("[]") is None
-    assert attrs.evolve(priced, discounts=()).discounts == ()
