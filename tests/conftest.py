@@ -33,6 +33,15 @@ from meterd.errors import EmbeddedPostgresError
 
 # A test is no slower on a busy machine than it is right: only pytest's own limit ends it.
 hypothesis.settings.register_profile("unhurried", deadline=None)
+# Mutants meet the same few examples each time, and nobody reads the smallest that finds one out.
+hypothesis.settings.register_profile(
+    "mutants",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=15,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
 hypothesis.settings.load_profile("unhurried")
 
 

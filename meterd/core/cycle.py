@@ -51,14 +51,12 @@ def period_end_ms(cycle: Cycle | None, start_ms: int) -> int:
 
 def _step_after(anchor_ms: int, origin_ms: int, instant_ms: int) -> int:
     """Return the first monthly step from the origin that lies after the instant."""
-    index = _months_between(anchor_ms, origin_ms)
     base_ms = anchor_ms
-    if add_months(anchor_ms, index) != origin_ms:  # a trial or an odd first period: off the grid
-        base_ms, index = origin_ms, 0
-    index = max(index, _months_between(base_ms, instant_ms))
-    while add_months(base_ms, index) <= instant_ms:
-        index += 1
-    return add_months(base_ms, index)
+    if add_months(anchor_ms, _months_between(anchor_ms, origin_ms)) != origin_ms:
+        base_ms = origin_ms  # a trial or an odd first period: off the grid
+    months = _months_between(base_ms, instant_ms)
+    step_ms = add_months(base_ms, months)  # in the month of the instant, before or after it
+    return step_ms if step_ms > instant_ms else add_months(base_ms, months + 1)
 
 
 def _months_between(earlier_ms: int, later_ms: int) -> int:

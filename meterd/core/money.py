@@ -37,7 +37,7 @@ def total_usd(amounts: tuple[Decimal, ...]) -> Decimal:
 
 def round_to_cents(amount_usd: Decimal) -> Decimal:
     """Return the amount rounded half-up (away from zero) to cents: call once per total."""
-    return amount_usd.quantize(CENT, ROUND_HALF_UP, _EXACT)
+    return amount_usd.quantize(CENT, ROUND_HALF_UP)
 
 
 def amount_cents(amount_usd: Decimal) -> int:

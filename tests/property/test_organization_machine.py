@@ -555,7 +555,7 @@ class OrganizationMachine(RuleBasedStateMachine):
 
 
 OrganizationMachine.TestCase.settings = settings(
-    max_examples=400,
+    max_examples=4 * settings().max_examples,
     stateful_step_count=45,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

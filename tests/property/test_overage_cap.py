@@ -195,7 +195,7 @@ def commands(draw: st.DrawFn) -> list[tuple[int, Command]]:
 
 
 @given(steps=commands(), first_cap=caps, tier=st.sampled_from([Tier.STARTER, Tier.ENTERPRISE]))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 def test_no_row_takes_a_period_past_the_cap_in_force(
     steps: list[tuple[int, Command]], first_cap: Decimal | None, tier: Tier
 ) -> None:

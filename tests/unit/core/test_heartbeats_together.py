@@ -56,7 +56,7 @@ reports = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 @given(
     plan=st.sampled_from([Tier.STARTER, Tier.FREE, Tier.ENTERPRISE]),
     used_s=st.one_of(st.just(0), st.integers(79 * 60, 111 * 60)),

@@ -15,6 +15,7 @@ from meterd.core.overage import (
     Move,
     PeriodBill,
     Review,
+    charge_json,
     is_ready,
     moved,
     must_renew_key,
@@ -115,6 +116,17 @@ def test_a_credit_on_a_charged_period_is_a_negative_charge() -> None:
     assert credit.description == "Correction: 15 agent minutes, period 2026-02"
 
 
+def test_what_is_gone_from_the_ledger_is_credited_whole() -> None:
+    """Calls that were charged and then taken back leave no row type behind, only the charge."""
+    calls = Cost(resource=Resource.API_CALL, quantity=300, cost_usd=Decimal("3.00"))
+    charges = new_charges(make_bill(TWENTY_MINUTES, calls), Review(), now_ms=END_MS)
+
+    (credit,) = new_charges(make_bill(charges=charges), Review(), now_ms=END_MS)
+
+    assert (credit.resource, credit.seq) == (Resource.API_CALL, 2)
+    assert (credit.quantity, credit.amount_cents) == (-300, -300)
+
+
 def test_what_was_written_off_is_not_charged_again() -> None:
     """An operator's decision outlives the next look at the period."""
     written_off = moved(one_charge(attrs.evolve(make_bill(), customer_id=None)), Move.WRITE_OFF)
@@ -185,6 +197,7 @@ def test_the_first_customers_charges_wait_for_a_person(
     charge = one_charge(make_bill(is_reviewed=is_reviewed, reviewed_organizations=reviewed), review)
 
     assert charge.state is state
+    assert charge.reason == ("waits for review" if state is ChargeState.REVIEW else None)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +225,7 @@ def test_a_charge_says_whose_it_is_and_for_which_period() -> None:
     assert (charge.organization_id, charge.subscription_id) == ("org_1", "sub_1")
     assert (charge.period_start_ms, charge.period_end_ms) == (bill.start_ms, bill.end_ms)
     assert (charge.billing_period, charge.quantity, charge.seq) == ("2026-02", 20, 1)
+    assert (charge.created_at_ms, charge.next_attempt_at_ms) == (END_MS, END_MS)
     assert charge.id.startswith("chg_")
     assert one_charge(attrs.evolve(bill, organization_id="org_2")).id != charge.id
 
@@ -230,5 +244,17 @@ def test_a_finding_tells_an_operator_what_is_held_and_why() -> None:
         "amount_cents": 100,
         "reason": "why",
     }
-    other = attrs.evolve(charge, id="chg_2")
-    assert parked_finding(other, END_MS + 1).id != finding.id
+    assert finding.detail_json == json.dumps(detail, sort_keys=True)
+    others = [attrs.evolve(charge, id="chg_2"), attrs.evolve(charge, state=ChargeState.PARKED)]
+    assert finding.id not in {parked_finding(other, END_MS + 1).id for other in others}
+    unexplained = parked_finding(attrs.evolve(charge, reason=None), END_MS)
+    assert json.loads(unexplained.detail_json)["reason"] == ""
+
+
+def test_the_audit_log_keeps_what_an_operator_can_change_of_a_charge() -> None:
+    """Before and after are compared as text, so their keys are in one order."""
+    charge = pushing(invoice_item_id="ii_1")
+
+    assert charge_json(charge) == (
+        '{"amount_cents": 100, "attempt": 1, "invoice_item_id": "ii_1", "state": "pushing"}'
+    )
