@@ -191,7 +191,7 @@ def review_of(text: str) -> Review | None:
     word, colon, count = text.partition(":")
     if not colon:
         return {"none": Review(0), "all": Review(None)}.get(word)
-    if word == "first" and count.isascii() and count.isdecimal() and 0 < len(count) <= 9:  # noqa: PLR2004 - digits
+    if word == "first" and count.isascii() and count.isdecimal() and len(count) <= 9:  # noqa: PLR2004 - digits
         return Review(int(count))
     return None
 

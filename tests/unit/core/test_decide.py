@@ -160,6 +160,17 @@ def test_a_report_is_not_held_to_a_clock_that_was_slowed_down() -> None:
     assert (late.task.elapsed_ms, late.clamped) == (100_000 + 5_000, True)
 
 
+def test_a_claim_ahead_of_a_slowed_clock_is_found_when_it_begins() -> None:
+    """What our clock left out is granted before, too: only the first claim past it is news."""
+    state = make_state(rules=make_rules(plausibility=Plausibility.REPORT))
+    start(state)
+    state.slowing = STEADY.with_total(NOON_MS + 100_000, 30_000)
+
+    assert findings(state, Heartbeat("task_1", 135_000), NOON_MS + 100_000) == []
+    found = findings(state, Heartbeat("task_1", 200_000), NOON_MS + 110_000)
+    assert found == ["implausible_report"]
+
+
 def test_a_finish_is_clamped_too() -> None:
     """And says so, to whoever asks again, too."""
     state = make_state()
@@ -170,6 +181,8 @@ def test_a_finish_is_clamped_too() -> None:
     assert isinstance(outcome, Finished)
     assert (outcome.clamped, outcome.task.elapsed_ms) == (True, 5_000)
     assert again == outcome
+    less = drive(state, make_finish("task_1", 5_000), NOON_MS).outcome
+    assert less == Finished(task=outcome.task, clamped=False)
 
 
 def test_reporting_under_90_percent_for_five_minutes_is_found() -> None:

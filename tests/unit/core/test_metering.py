@@ -4,8 +4,9 @@ import pytest
 
 from meterd.core.commands import Adjusted, Heartbeat, StopTasks, ThresholdReached, Tick
 from meterd.core.decide import decide
+from meterd.core.ids import fact_id
 from meterd.core.metering import Draft
-from meterd.core.organization import DenialReason, Facts, Hold, OrganizationState
+from meterd.core.organization import DenialReason, Facts, Finding, Hold, OrganizationState
 from meterd.core.plan import Contract, Tier
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 from meterd.core.usage import Kind, UsageRow
@@ -112,6 +113,35 @@ def test_time_before_the_first_period_is_booked_into_it() -> None:
     start(state, now_ms=MARCH_MS + 1_000, elapsed_ms=5_000)
 
     assert (state.period.used_ms, state.period.recorded_ms) == (5_000, 4_000)
+
+
+def test_time_is_cut_at_the_periods_that_are_known() -> None:
+    """The oldest also takes what ran before it; nothing is cut where a period begins anyway."""
+    state = make_state(at_ms=MARCH_MS - HOUR_MS)
+    drive(state, Tick(), APRIL_MS)
+    draft = Draft(state, APRIL_MS + 9)
+    march, february = state.closed_periods
+    now, all_of_march = (None, APRIL_MS, APRIL_MS + 9), (march, MARCH_MS, APRIL_MS)
+
+    assert list(draft._backwards(APRIL_MS - 1)) == [now, (march, APRIL_MS - 1, APRIL_MS)]
+    assert list(draft._backwards(MARCH_MS)) == [now, all_of_march]
+    for start_ms in (MARCH_MS - 1, february.start_ms - DAY_MS):
+        late = (february, start_ms, MARCH_MS)
+        assert list(draft._backwards(start_ms)) == [now, all_of_march, late]
+
+
+def test_two_late_reports_of_one_decision_add_up_in_their_period() -> None:
+    """The second sees what the first has booked."""
+    state = make_state()
+    for task_id in ("t1", "t2"):
+        start(state, task_id, now_ms=MARCH_MS - 60_000)
+    drive(state, Tick(), MARCH_MS)
+    draft = Draft(state, MARCH_MS + 1_000)
+    for task_id in ("t1", "t2"):
+        draft.meter(task_id, 31_000)
+
+    assert [period.used_ms for period in draft.closed.values()] == [60_000]
+    assert draft.period.used_ms == 2_000
 
 
 @pytest.mark.parametrize("over_ms", [-1, 0, 1])
@@ -236,11 +266,25 @@ def test_a_draft_says_why_tasks_must_stop() -> None:
     state = make_state(contract=HUNDRED, used_ms=110 * MINUTE_MS)
     assert Draft(state, NOON_MS).stop_reason() is DenialReason.PLAN_LIMIT_REACHED
     drive(state, make_change(place=Hold.PAYMENT), NOON_MS)
-    draft = Draft(state, NOON_MS)
-    draft.find("odd", "{}")
 
-    assert draft.stop_reason() is DenialReason.SUSPENDED
-    assert [(finding.kind, finding.at_ms) for finding in draft.findings] == [("odd", NOON_MS)]
+    assert Draft(state, NOON_MS).stop_reason() is DenialReason.SUSPENDED
+
+
+def test_findings_of_a_draft_have_ids_that_replay_makes_again() -> None:
+    """Their ids keep the store from having one twice, and two from being taken for one."""
+    draft = Draft(make_state(), NOON_MS)
+    draft.find("odd", '{"a":1}')
+    draft.find("odd", '{"a":1}')
+
+    assert draft.findings == [
+        Finding(
+            id=fact_id("fnd", NOON_MS, "org_1", 1, number),
+            at_ms=NOON_MS,
+            kind="odd",
+            detail_json='{"a":1}',
+        )
+        for number in (0, 1)
+    ]
 
 
 def test_an_adjustment_at_a_periods_first_instant_lies_in_it() -> None:

@@ -201,6 +201,26 @@ def test_the_first_customers_charges_wait_for_a_person(
 
 
 @pytest.mark.parametrize(
+    ("text", "review"),
+    [
+        ("none", Review(0)),
+        ("all", Review(None)),
+        ("first:123456789", Review(123_456_789)),
+        ("first:1234567890", None),
+        ("first:", None),
+        ("first:x", None),
+        ("first:\u0663", None),
+        ("last:3", None),
+        ("first", None),
+        ("all:", None),
+    ],
+)
+def test_a_policy_is_one_of_three_or_refused(text: str, review: Review | None) -> None:
+    """A policy that is misread would send charges that somebody wanted to see first."""
+    assert review_of(text) == review
+
+
+@pytest.mark.parametrize(
     ("tries", "age_ms", "renews"),
     [
         (0, 20 * HOUR_MS - 1, False),

@@ -267,6 +267,15 @@ def test_a_task_at_its_time_out_moves_no_timer() -> None:
     assert next_wakeup_ms(state, now_ms) == silent_at_ms(state) == now_ms + MINUTE_MS
 
 
+def test_a_view_is_judged_for_the_agent_it_is_asked_for() -> None:
+    """With every slot taken a known agent may still start its next task."""
+    state = make_state(contract=Contract(agents=1))
+    start(state)
+
+    assert view(state, NOON_MS).denial is DenialReason.AGENT_LIMIT_REACHED
+    assert view(state, NOON_MS, "agent_1").denial is None
+
+
 def test_a_view_shows_every_figure_of_the_state_it_is_of() -> None:
     """The quota object is made of these fields alone; a wrong one is a wrong answer."""
     state = make_state(contract=Contract(agents=2, agent_minutes=100), used_ms=30 * MINUTE_MS)

@@ -242,6 +242,20 @@ def test_a_void_of_what_nobody_knows_or_of_one_of_several_changes_nothing() -> N
     assert isinstance(drive(state, named, NOON_MS).outcome, Voided)
 
 
+def test_an_event_that_was_taken_back_stays_known_whatever_is_in_memory() -> None:
+    """A copy of it must not count again, and what is durable later must not leave earlier."""
+    state = make_state()
+    record(state, call("a"), call("b"))
+    known = state.recent_events["s", "a"]
+    void(state, "a")
+
+    assert list(state.recent_events) == [("s", "b"), ("s", "a")], "in the order of their facts"
+    assert record(state, call("a")) == (D,)
+    state.recent_events = {}
+    assert isinstance(void(state, "a", known=(known,)).outcome, Voided)
+    assert record(state, call("a")) == (D,)
+
+
 def test_a_void_of_an_event_in_a_forgotten_period_asks_for_the_period() -> None:
     """A correction may come a year later."""
     state = make_state()

@@ -18,6 +18,7 @@ from meterd.core.revenue import (
     RecurringItem,
     apportioned,
     customer,
+    dollars,
     in_currency,
     movements,
     subscription_cents,
@@ -103,10 +104,12 @@ def test_recurring_discounts_are_deducted_and_once_or_over_is_not() -> None:
     fixed = Discount(amount_off_cents=1_200)
 
     assert subscription_cents(
-        make_subscription(discounts=(off, once, over)), 1_000
+        make_subscription(discounts=(once, over, off)), 1_000
     ) == 4_900 * Fraction(7, 8)
     yearly = make_subscription(make_item(12_000, Interval.YEAR), discounts=(fixed,))
     assert subscription_cents(yearly, 0) == 1_000 - 100
+    free = make_item(0, Interval.YEAR)
+    assert subscription_cents(make_subscription(free, make_item(), discounts=(fixed,)), 0) == 3_700
     generous = make_subscription(discounts=(Discount(amount_off_cents=9_999),))
     assert subscription_cents(generous, 0) == 0
 
@@ -187,11 +190,12 @@ def test_cents_that_are_missing_go_to_the_largest_remainders() -> None:
     """Of equal ones to the first: the same report twice shows the same lines."""
     parts = [Fraction(1, 4), Fraction(3, 4), Fraction(1, 2), Fraction(1, 2)]
 
-    assert [apportioned(parts, total) for total in (0, 1, 2, -1)] == [
+    assert [apportioned(parts, total) for total in (0, 1, 2, -1, -2)] == [
         [0, 0, 0, 0],
         [0, 1, 0, 0],
         [0, 1, 1, 0],
         [-1, 0, 0, 0],
+        [-1, 0, 0, -1],
     ]
 
 
@@ -212,8 +216,8 @@ def test_movements_are_told_apart_by_what_was_before() -> None:
         make_customer("waits", 0),
     ]
     end = [
-        make_customer("grows", 150),
-        make_customer("shrinks", 200),
+        make_customer("grows", 101),
+        make_customer("shrinks", 1),
         make_customer("leaves", 0, has_paid=True),
         make_customer("returns", 70),
         make_customer("waits", 10),
@@ -224,8 +228,8 @@ def test_movements_are_told_apart_by_what_was_before() -> None:
     assert {kind: (int(m.cents), m.customers) for kind, m in moved.items()} == {
         Movement.NEW: (30, 2),
         Movement.REACTIVATION: (70, 1),
-        Movement.EXPANSION: (50, 1),
-        Movement.CONTRACTION: (-100, 1),
+        Movement.EXPANSION: (1, 1),
+        Movement.CONTRACTION: (-299, 1),
         Movement.CHURN: (-50, 1),
     }
 
@@ -267,3 +271,4 @@ def test_cents_are_rounded_half_away_from_zero(cents: Fraction) -> None:
 def test_amounts_are_written_as_their_currency_is(currency: str, shown: str) -> None:
     """Yen have no hundredths: 1,235 of Stripe's units are not 12.35."""
     assert str(in_currency(Fraction(2_469, 2), currency)) == shown
+    assert str(dollars(1_235)) == "12.35"
