@@ -3,7 +3,8 @@
 Rule 1: meterd knows nothing of this. Its adapters are wrapped here, from outside, before its own
 command line runs.
 Rule 2: the process dies as by `kill -9`, at the PASS-th time the point is passed, or `never`.
-Rule 3: its system clock is AHEAD: so many milliseconds, or what a file says at each look.
+Rule 3: its system clock is AHEAD: so many milliseconds, or what a file says at each look. This
+needs nothing installed and holds from the first instant; clock_steps.py sets a real one.
 """
 
 from __future__ import annotations

@@ -16,6 +16,10 @@ from tests.crash.agents import Ledger
 from tests.integration.service.books import audit, query
 
 
+class NotHereError(Exception):
+    """A trial needs what this machine does not give; says what."""
+
+
 @attrs.define(kw_only=True)
 class Findings:
     """Sums over trials, and every broken promise as a sentence."""

@@ -17,7 +17,7 @@ import asyncpg
 import trio
 
 from tests.crash.agents import Ledger, working_agents
-from tests.crash.findings import Findings
+from tests.crash.findings import Findings, NotHereError
 from tests.crash.outages import (
     SETTINGS,
     Outage,
@@ -36,26 +36,22 @@ DISK_BYTES = 192 * 2**20
 FILLER = "filler"
 
 
-class NoSmallDiskError(Exception):
-    """This machine gives us no small disk; says why."""
-
-
 @contextlib.contextmanager
 def small_disk(path: Path) -> Iterator[None]:
     """Mount a small tmpfs on a directory for the length of the block.
 
-    Errors: NoSmallDiskError.
+    Errors: NotHereError.
     """
     if os.geteuid() != 0:
-        raise NoSmallDiskError("only root can mount a small disk")
+        raise NotHereError("only root can mount a small disk")
     size = f"size={DISK_BYTES},mode=0755"
     mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(path)]
     try:
         done = subprocess.run(mount, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise NoSmallDiskError(f"no mount: {error}") from error
+        raise NotHereError(f"no mount: {error}") from error
     if done.returncode:
-        raise NoSmallDiskError(done.stderr.strip())
+        raise NotHereError(done.stderr.strip())
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -21,17 +22,19 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from math import ceil
 from pathlib import Path
 from random import Random
-from typing import Any, TypeAlias
+from typing import Any
 
+import attrs
 import pytest
 import trio
 
 from tests.conftest import start_session_server, stop_session_server
 from tests.crash.clock_steps import STEPS_MS, step_clock
-from tests.crash.findings import Findings
-from tests.crash.full_disk import NoSmallDiskError, full_disk, small_disk
+from tests.crash.findings import Findings, NotHereError
+from tests.crash.full_disk import full_disk, small_disk
 from tests.crash.kills import kill_meterd, kill_postgres
 from tests.crash.named_kills import kill_at_points
 from tests.crash.outages import cut_after_commit, freeze, unreachable
@@ -45,7 +48,8 @@ from tests.tidy.sources import ROOT
 BUG_SEEDS = 20
 """Worlds in which a planted bug has to show."""
 
-Run: TypeAlias = Callable[[], Coroutine[Any, Any, Findings]]
+WORLD_S, BUG_S = 1.0, 4.0
+"""Seconds of two cores for a simulated world, and until worlds have found a planted bug."""
 
 
 def arguments_of(given: Sequence[str]) -> argparse.Namespace:
@@ -59,7 +63,11 @@ def arguments_of(given: Sequence[str]) -> argparse.Namespace:
         ("full-disks", 2, "full disks, for tables and for the log in turn; needs root"),
         ("outages", 4, "black holes and refused connections, in turn"),
         ("cuts", 12, "commits whose answer is cut off"),
-        ("clock-steps", len(STEPS_MS), "steps of the system clock, small and large"),
+        (
+            "clock-steps",
+            len(STEPS_MS),
+            "steps of the system clock, small and large; needs libfaketime",
+        ),
         ("races", 5, "races for the last minute of a hard limit"),
         ("slots", 60, "agents that a race admits; a fifth more are refused"),
         ("agents", 16, "agents that work through kills and outages"),
@@ -104,84 +112,106 @@ def on_small_disk(trial: Callable[[Path], Coroutine[Any, Any, Findings]]) -> Fin
         return trio.run(trial, directory)
 
 
-def run_trials(options: argparse.Namespace) -> Iterator[Trial]:
-    """Run everything that takes real processes, one after the other."""
+@attrs.frozen
+class Plan:
+    """One trial to come."""
+
+    name: str
+    cycles: int
+    cycle_s: float
+    """Seconds a cycle takes on a quiet machine of two cores, with its share of the start."""
+    run: Callable[[], Findings]
+
+
+def planned(options: argparse.Namespace) -> list[Plan]:
+    """Return everything that takes real processes and was asked for, in order."""
     agents, random = options.agents, Random(options.seed)
-    plans: list[tuple[str, int, Callable[[], Findings]]] = [
-        (
+    plans = [
+        Plan(
             "kill -9 of meterd",
             options.meterd_kills,
+            4.5,
             lambda: on_own_server(
                 partial(kill_meterd, cycles=options.meterd_kills, agents=agents, random=random)
             ),
         ),
-        (
+        Plan(
             "kill -9 at named points (flush, period's end)",
             options.named_kills,
+            30,
             lambda: on_own_server(
                 partial(kill_at_points, rounds=options.named_kills, agents=agents, random=random)
             ),
         ),
-        (
+        Plan(
             "kill -9 of PostgreSQL",
             options.postgres_kills,
+            6,
             lambda: on_embedded(
                 partial(kill_postgres, cycles=options.postgres_kills, agents=agents, random=random)
             ),
         ),
-        (
+        Plan(
             "PostgreSQL frozen (SIGSTOP)",
             options.freezes,
+            11,
             lambda: on_embedded(partial(freeze, cycles=options.freezes, agents=agents)),
         ),
-        (
+        Plan(
             "disk of PostgreSQL full (tables, log)",
             options.full_disks,
+            11,
             lambda: on_small_disk(partial(full_disk, cycles=options.full_disks, agents=agents)),
         ),
-        (
+        Plan(
             "PostgreSQL unreachable (black hole, refused)",
             options.outages,
+            8,
             lambda: on_own_server(partial(unreachable, cycles=options.outages, agents=agents)),
         ),
-        (
+        Plan(
             "commits without an answer (cut, reset, trickle)",
             options.cuts,
+            3,
             lambda: on_own_server(partial(cut_after_commit, cycles=options.cuts, agents=agents)),
         ),
-        (
-            "steps of the system clock",
+        Plan(
+            "steps of the system clock (libfaketime)",
             options.clock_steps,
+            5,
             lambda: on_own_server(
                 partial(step_clock, steps_ms=STEPS_MS[: options.clock_steps], agents=agents)
             ),
         ),
-        (
+        Plan(
             "races for the last minute",
             options.races,
+            5,
             lambda: on_own_server(
                 partial(race_for_the_last_minute, rounds=options.races, slots=options.slots)
             ),
         ),
     ]
-    for name, cycles, run in plans:
-        trial = run_trial(name, run) if cycles > 0 else None
-        if trial is not None:
-            yield trial
+    return [plan for plan in plans if plan.cycles > 0]
 
 
-def run_trial(name: str, run: Callable[[], Findings]) -> Trial | None:
-    """Run one trial; one that breaks down has broken a promise. None: not on this machine."""
-    print(f"{name} ...", flush=True)
+def about_minutes(plans: Sequence[Plan], seeds: int, bugs: int) -> int:
+    """Return how long the proof may take, in whole minutes of a quiet machine of two cores."""
+    trials_s = sum(plan.cycles * plan.cycle_s for plan in plans)
+    return ceil((trials_s + seeds * WORLD_S + bugs * BUG_S) / 60)
+
+
+def run_trial(plan: Plan) -> Trial:
+    """Run one trial; one that breaks down has broken a promise."""
     began_s = time.monotonic()
     try:
-        found = run()
-    except NoSmallDiskError as error:
+        found = plan.run()
+    except NotHereError as error:
         print(f"  left out: {error}", flush=True)
-        return None
+        return Trial(plan.name, Findings(), 0, left_out=str(error))
     except Exception as error:  # noqa: BLE001  # whatever it dies of belongs into the report
-        found = Findings(broken=[f"{name} broke down: {causes(error)}"])
-    trial = Trial(name, found, time.monotonic() - began_s)
+        found = Findings(broken=[f"{plan.name} broke down: {causes(error)}"])
+    trial = Trial(plan.name, found, time.monotonic() - began_s)
     print(
         f"  {found.cycles} cycles in {trial.took_s:.0f} s: "
         f"{found.acknowledgements:,} acknowledged, {found.resent:,} sent again, "
@@ -252,11 +282,15 @@ def main(given: Sequence[str]) -> int:
     path.parent.mkdir(exist_ok=True)
     # Trio knows what to do about SIGINT only.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    plans = planned(options)
+    minutes = about_minutes(plans, options.seeds, options.bugs)
+    print(f"about {minutes} min on a quiet machine of two cores; the report: {path}", flush=True)
     trials: list[Trial] = []
     simulated, ended_early = NOT_SIMULATED, False
     try:
-        for trial in run_trials(options):
-            trials.append(trial)  # noqa: PERF402  # what is done counts when the next is ended
+        for number, plan in enumerate(plans, start=1):
+            print(f"[{number}/{len(plans)}] {plan.name}, {plan.cycles} times ...", flush=True)
+            trials.append(run_trial(plan))
         simulated = simulate(options.seeds, options.bugs)
     except BaseException as error:
         if not is_interrupt(error):
@@ -266,7 +300,7 @@ def main(given: Sequence[str]) -> int:
         trials,
         simulated,
         begun_at=begun_at,
-        command=" ".join(["python -m tests.crash.prove", *given]),
+        command=f'make prove ARGS="{shlex.join(given)}"' if given else "make prove",
         seed=options.seed,
         ended_early=ended_early,
     )

@@ -7,11 +7,13 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import attrs
 import psutil
 
+from meterd.adapters.postgres_cluster import PROGRAMS
 from tests.crash.findings import Findings, quantile, total
 from tests.tidy.sources import ROOT
 
@@ -144,6 +146,8 @@ class Trial:
     name: str
     found: Findings
     took_s: float
+    left_out: str = ""
+    """Why it could not be tried on this machine."""
 
 
 @attrs.frozen(kw_only=True)
@@ -199,6 +203,7 @@ def written(
         f"| begun | {begun_at:%Y-%m-%d %H:%M} UTC |",
         f"| commit | {commit()} |",
         f"| machine | {machine()} |",
+        f"| versions | {versions()} |",
         f"| lost | **{summed.lost_ms} ms** |",
         f"| doubled | **{summed.doubled_ms} ms** |",
         f"| billed past a hard limit | **{summed.over_ms} ms** |",
@@ -212,8 +217,9 @@ def written(
             "| doubled | recovery p50 | max |"
         ),
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-        *(_row(trial) for trial in trials),
+        *(_row(trial) for trial in trials if not trial.left_out),
         "",
+        *(f"Left out: {trial.name}: {trial.left_out}." for trial in trials if trial.left_out),
         "A recovery ends when work that was asked for afterwards is durable.",
         "",
         *_stops(summed),
@@ -295,7 +301,7 @@ def commit() -> str:
         return done.stdout.strip()
 
     found = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "meterd")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "meterd", "tests")
     return f"{found}, with {len(changed.splitlines())} changed files" if changed else found
 
 
@@ -311,6 +317,17 @@ def machine() -> str:
     memory = psutil.virtual_memory().total / 2**30
     load = os.getloadavg()[0]
     return (
-        f"{os.cpu_count()} x {model}, {memory:.0f} GiB, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}, load {load:.1f}"
+        f"{os.cpu_count()} x {model}, {memory:.0f} GiB, {platform.system()} {platform.release()}; "
+        f"load {load:.1f} at the end"
     )
+
+
+def versions() -> str:
+    """Return what the proof ran with."""
+    postgres = subprocess.run(
+        [PROGRAMS / "postgres", "--version"], capture_output=True, text=True, check=False
+    )
+    libraries = [f"{name} {version(name)}" for name in ("trio", "asyncpg", "websockets")]
+    return ", ".join(
+        [f"Python {platform.python_version()}", postgres.stdout.strip(), *libraries]
+    ).replace("postgres (PostgreSQL)", "PostgreSQL")

@@ -12,6 +12,7 @@ import trio
 
 from meterd.testing.fault_proxy import Fault, FaultProxy, open_fault_proxy
 from tests.crash.kills import free_port
+from tests.crash.named_kills import LAUNCHER
 from tests.crash.programs import PROGRAMS, Diary
 from tests.integration.service.books import assert_books_are_right, query
 from tests.integration.service.harness import Service, running_meterd
@@ -49,7 +50,7 @@ class Machine:
         """Start meterd and wait until it is ready."""
 
         async def live(task_status: trio.TaskStatus[Service]) -> None:
-            program = ("tests.crash.stepped", str(self.clock_file))
+            program = (LAUNCHER, "never", "1", str(self.clock_file))
             options = ("--database-url", self.database_url)
             async with running_meterd(
                 *options, settings=SETTINGS, port=self.port, program=program
@@ -69,7 +70,9 @@ class Machine:
 
     def set_clock(self, offset_ms: int) -> None:
         """Set the system clock wrong by so much."""
-        self.clock_file.write_text(str(offset_ms), encoding="ascii")
+        written = self.clock_file.with_suffix(".new")
+        written.write_text(str(offset_ms), encoding="ascii")
+        written.rename(self.clock_file)  # whoever reads it meanwhile sees one or the other
 
 
 @contextlib.asynccontextmanager

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from tests.crash.clock_steps import STEPS_MS, step_clock
+from tests.conftest import missing_service
+from tests.crash.clock_steps import DAY_MS, SECOND_MS, step_clock
+from tests.crash.findings import NotHereError
 from tests.crash.test_outages import assert_kept
 
 
 pytestmark = pytest.mark.slow
 
 AGENTS = 8
+STEPS_MS = (-40 * SECOND_MS, 40 * DAY_MS, -3_650 * DAY_MS, 0)
 
 
 async def test_steps_of_the_system_clock_lose_and_double_nothing(database_url: str) -> None:
-    """By seconds, an hour, 40 days, ten years back: no task is cut, no period ends."""
-    found = await step_clock(database_url, STEPS_MS, AGENTS)
+    """By seconds, 40 days, ten years back: no task is cut, no period ends."""
+    try:
+        found = await step_clock(database_url, STEPS_MS, AGENTS)
+    except NotHereError as error:
+        missing_service(f"no clock to set for this test: {error}")
 
     assert found.cycles == len(STEPS_MS)
     assert_kept(found)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import missing_service
-from tests.crash.full_disk import NoSmallDiskError, full_disk, small_disk
+from tests.crash.findings import NotHereError
+from tests.crash.full_disk import full_disk, small_disk
 from tests.crash.test_outages import assert_kept
 
 
@@ -24,5 +25,5 @@ async def test_a_full_disk_stops_no_enforcement_and_loses_nothing(data_dir: Path
     try:
         with small_disk(data_dir):
             assert_kept(await full_disk(data_dir, cycles=2, agents=AGENTS))
-    except NoSmallDiskError as error:
+    except NotHereError as error:
         missing_service(f"no small disk for this test: {error}")

@@ -51,6 +51,20 @@ def test_a_clean_proof_says_so_with_its_numbers() -> None:
     assert "p50 10 ms, p99 10 ms" in text
 
 
+def test_what_this_machine_could_not_try_stands_in_the_report() -> None:
+    """A reader must not take a trial for passed that never ran."""
+    text, _ = written(
+        [Trial("clock", Findings(), 0, left_out="no libfaketime")],
+        NOTHING,
+        begun_at=datetime(2026, 2, 20, tzinfo=UTC),
+        command="prove",
+        seed=1,
+    )
+
+    assert "Left out: clock: no libfaketime." in text
+    assert "| clock |" not in text
+
+
 def test_each_kind_of_broken_promise_fails_the_proof() -> None:
     """A report that cannot fail proves nothing."""
     for found in (
