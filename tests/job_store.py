@@ -69,9 +69,10 @@ class NaiveJobStore:
         return (job, subject) in self.done
 
     async def finish(self, run: JobRun, error: str | None) -> None:
-        """Write how a run ended; one that never began changes nothing."""
+        """Write how a run ended; one that never began, or has ended, changes nothing."""
         await self._answer()
-        if run.id not in self.by_id:
+        begun = self.by_id.get(run.id)
+        if begun is None or begun.outcome is not Outcome.RUNNING:
             return
         self.by_id[run.id] = run
         self.running.discard(run.job)

@@ -28,6 +28,9 @@ PLANS: dict[str, tuple[int | None, int, int, str, bool, bool]] = {
     "enterprise": (None, 0, 10, "0.05", True, True),
 }
 TASKS_PER_AGENT = 8
+TASKS_PER_ORGANIZATION = 10_000
+CAP_REASON = "cap"
+"""Why terms change when a customer changes the cap, and for no other reason."""
 PUNCTUAL_MS = 2_500
 TOLERANCE_MS = 5_000
 START_ELAPSED_MS = 300_000
@@ -50,6 +53,31 @@ def limits(terms: Any) -> tuple[int | None, int, int | None, Decimal, str]:
     return agents, included, hard, Decimal(rate), "overage" if billed else "free_grace"
 
 
+def stop_line_ms(record: OrganizationRecord) -> int:
+    """Return the use past which nothing is billed where there is a limit; minute by minute."""
+    terms, period = record.terms[max(record.terms)], record.periods[max(record.periods)][1]
+    _, included_ms, hard_ms, rate, kind = limits(terms)
+    cap, minutes = terms.limits.overage_cap_usd, period.recorded_ms // 60_000
+    assert hard_ms is not None
+    if cap is None or kind != "overage":
+        return hard_ms
+    rows = [row for row in record.rows.values() if row.billing_period == period.label]
+    overage = (row.unit_cost_usd * row.quantity for row in rows if row.kind.value == "overage")
+    billed = sum(overage, Decimal(0))
+    while minutes * 60_000 < hard_ms:
+        billed += rate if (minutes + 1) * 60_000 > included_ms else 0
+        if billed > cap:
+            break
+        minutes += 1
+    return min(minutes * 60_000, hard_ms)
+
+
+def _place(row: Any) -> tuple[bool, int]:
+    """Return where a row stands among those of its fact: a credit comes last, and goes back."""
+    is_credit = row.quantity_ms < 0
+    return is_credit, -row.recorded_before_ms if is_credit else row.recorded_before_ms
+
+
 class Auditor:
     """Watches one world."""
 
@@ -63,7 +91,9 @@ class Auditor:
         self.latest_ends_ms: dict[tuple[str, str], int] = defaultdict(int)
         """By organization and label. A period that is cut short later keeps its rows."""
         self.orders: dict[str, tuple[str, int, bool]] = {}
+        self.caps_asked: dict[str, set[Decimal | None]] = defaultdict(lambda: {None})
         self.acknowledged = 0
+        self.tasks_max = TASKS_PER_ORGANIZATION
         self.is_punctual = False
         """Reports arrive when they are sent: only then can be told when the time was run."""
         self.wall_ms = 0
@@ -155,6 +185,8 @@ class Auditor:
             most = max(agents for agents in allowed if agents is not None)
             expect(len(after) <= most, "I4 admitted without a slot", sorted(after), most)
         expect(max(tasks_of.values(), default=0) <= TASKS_PER_AGENT, "I4 too many tasks", tasks_of)
+        running = sum(tasks_of.values())
+        expect(running <= self.tasks_max, "I4 too many tasks at once", running, self.tasks_max)
 
     def audit(self) -> None:
         """I1-I4 for everything that is stored; a flush is one transaction, so it always holds."""
@@ -162,6 +194,7 @@ class Auditor:
             expect(
                 record.rows == self.rows[organization_id], "rows are append-only", organization_id
             )
+            self._audit_caps(organization_id, record)
             self._audit_periods(organization_id, record)
             by_task: dict[str, int] = defaultdict(int)
             for row in record.rows.values():
@@ -215,8 +248,8 @@ class Auditor:
         overage = sum(row.quantity for row in rows if row.kind.value == "overage")
         expect(overage == period.overage_minutes, "I1 overage", period.label)
         befores = sorted(row.recorded_before_ms for row in rows)
+        self._audit_cap(record, rows)
         if all(row.quantity_ms > 0 for row in rows):
-            self._audit_cap(record, rows)
             at_ms = 0
             for row in sorted(rows, key=lambda row: row.recorded_before_ms):
                 expect(row.recorded_before_ms == at_ms, "rows form a chain", row.id, befores)
@@ -243,14 +276,40 @@ class Auditor:
             expect(is_within or row.at_ms < period.start_ms, "a row lies in its period", *facts)
 
     def _audit_cap(self, record: OrganizationRecord, rows: Sequence[Any]) -> None:
-        """Nothing is billed past the customer's cap: naively, row by row."""
+        """Nothing is billed past the customer's cap: naively, row by row as they were booked."""
         billed = Decimal(0)
-        for row in sorted(rows, key=lambda row: row.recorded_before_ms):
+        overage = [row for row in rows if row.kind.value == "overage"]
+        for row in sorted(overage, key=lambda row: (row.seq, _place(row))):
             cap = record.terms[row.terms_seq].limits.overage_cap_usd
+            if cap is not None and row.unit_cost_usd and row.quantity_ms > 0:
+                paid = max(0, int((cap - billed) // row.unit_cost_usd))
+                line_ms = (row.recorded_before_ms // 60_000 + paid) * 60_000
+                after_ms = row.recorded_before_ms + row.quantity_ms
+                facts = (row.id, row.recorded_before_ms, after_ms, line_ms, billed, cap)
+                expect(after_ms <= line_ms, "I4 counted past the cap", *facts)
             billed += row.unit_cost_usd * row.quantity
-            is_within = cap is None or row.quantity == 0 or billed <= cap
-            is_free = row.kind.value != "overage"
-            expect(is_free or is_within, "billed past the cap", row.id, billed, cap)
+
+    def _audit_caps(self, organization_id: str, record: OrganizationRecord) -> None:
+        """Hold a cap to what the customer made it: no plan, contract or payment changes it."""
+        before = None
+        for _, terms in sorted(record.terms.items()):
+            cap = terms.limits.overage_cap_usd
+            asked = self.caps_asked[organization_id] if terms.reason == CAP_REASON else {before}
+            expect(cap in asked, "the cap that was asked for", terms, before)
+            before = cap
+
+    # --- orders of customers ---------------------------------------------------------------------
+
+    def on_cap(self, organization_id: str, cap: Decimal | None) -> int:
+        """Know a cap that may come to be; returns the terms it would follow."""
+        self.caps_asked[organization_id].add(cap)
+        return max(self.database.organizations[organization_id].terms)
+
+    def on_cap_acknowledged(self, organization_id: str, cap: Decimal | None, since: int) -> None:
+        """P1: a cap that is answered is in force, or was until a later one."""
+        terms = self.database.organizations[organization_id].terms
+        caps = [each.limits.overage_cap_usd for seq, each in terms.items() if seq >= since]
+        expect(cap in caps, "P1 an acknowledged cap", organization_id, cap, caps)
 
     # --- orders of operators -------------------------------------------------------------------
 
@@ -295,7 +354,7 @@ class Auditor:
         expect(set(state.agents) == agents, "I5 slots", *facts)
         expect(state.period.used_ms == period.used_ms, "I5 used", *facts)
         expect(state.period.recorded_ms == period.recorded_ms, "I5 recorded", *facts)
-        expect(state.terms.seq == max(record.terms), "I5 terms", *facts)
+        expect(state.terms == record.terms[max(record.terms)], "I5 terms", *facts)
         expect(state.profile.holds == record.profile.holds, "I5 holds", *facts)
         burning = state.running.values()
         is_sane = all(task.burning_from_ms <= now_ms for task in burning)

@@ -130,6 +130,7 @@ class MeterdProcess:
                 task_timeout_ms=settings.task_timeout_ms,
                 record_interval_ms=settings.record_interval_ms,
                 payment_grace_ms=settings.payment_grace_ms,
+                tasks_per_organization=settings.tasks_max,
             ),
             clock=self.clock,
             ids=ids,

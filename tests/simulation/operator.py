@@ -17,8 +17,9 @@ from meterd.core.commands import (
     Command,
 )
 from meterd.core.organization import Hold
-from meterd.core.plan import Contract, Tier
+from meterd.core.plan import UNSET, Contract, Tier
 from meterd.errors import MeterdError
+from tests.simulation.auditor import CAP_REASON
 from tests.simulation.determinism import Chance
 from tests.simulation.meterd_process import MeterdProcess
 
@@ -69,27 +70,53 @@ class Operator:
             await trio.sleep(self._chance.between(0.5, 5))
             process = self._world.current
             if process is not None:
-                self._orders += 1
                 self._adjust(process, organization_id, self._chance.whole(2, 10) * 60_000, None)
 
     async def be_capped(self) -> None:
-        """Let customers change the cap on what they pay for overage."""
+        """Let customers change the cap on what they pay for overage, and be sold more."""
         chance, every_s = self._chance, self._world.weather.settings_every_s
         while every_s:
             await trio.sleep(chance.soon(every_s))
+            organization_id = chance.pick(*self._world.organization_ids)
+            self.cap(organization_id, chance.pick(None, "0.05", "0.12", "0.3", "0.5"))
             process = self._world.current
-            if process is not None:
-                cap = chance.pick(None, "0.05", "0.12", "0.3", "0.5")
-                command = ChangeSettings(
-                    audited=Audited(actor="key_owner", reason="cap"),
-                    overage_cap_usd=None if cap is None else Decimal(cap),
-                    threshold_percents=chance.pick(None, (50, 100), (80, 100, 110)),
-                )
-                organization_id = chance.pick(*self._world.organization_ids)
-                self._spawn(process, organization_id, command)
+            if process is not None and chance.happens(0.5):
+                self._adjust(process, organization_id, chance.pick(60_000, 150_000), None)
 
-    def _spawn(self, process: MeterdProcess, organization_id: str, command: Command) -> None:
-        process.spawn(lambda: self._give(process, organization_id, command, None))
+    def cap(self, organization_id: str, cap: str | None) -> None:
+        """Let a customer set the cap, if meterd listens."""
+        process = self._world.current
+        if process is not None:
+            command = ChangeSettings(
+                audited=Audited(actor="key_owner", reason=CAP_REASON),
+                overage_cap_usd=None if cap is None else Decimal(cap),
+                threshold_percents=self._chance.pick(None, (50, 100), (80, 100, 110)),
+            )
+            self._set_cap(process, organization_id, command)
+
+    def sell(self, organization_id: str) -> None:
+        """Let an organization be past what is included, and go on at a price."""
+        process = self._world.current
+        if process is not None:
+            change = ChangeOrganization(
+                audited=Audited(actor="key_admin", reason="sold"),
+                contract=Contract(agents=10, agent_minutes=1, grace_percent=2_000),
+            )
+            process.spawn(lambda: self._give(process, organization_id, change, None))
+            self._adjust(process, organization_id, 120_000, None)
+
+    def _set_cap(
+        self, process: MeterdProcess, organization_id: str, command: ChangeSettings
+    ) -> None:
+        cap, auditor = command.overage_cap_usd, self._world.auditor
+        assert cap is not UNSET
+
+        async def ask() -> None:
+            since = auditor.on_cap(organization_id, cap)
+            if await self._ask(process, organization_id, command, None):
+                auditor.on_cap_acknowledged(organization_id, cap, since)
+
+        process.spawn(ask)
 
     async def correct(self) -> None:
         """Change what closed periods used: that is charged, or given back, as well."""
@@ -97,7 +124,6 @@ class Operator:
             for _, period in list(record.periods.values()):
                 process = self._world.current
                 if period.closed and process is not None and self._chance.happens(0.5):
-                    self._orders += 1
                     agent_ms = self._chance.whole(-4, 4) * 50_000
                     self._adjust(process, organization_id, agent_ms, period.label)
                     await trio.sleep(1)
@@ -105,6 +131,7 @@ class Operator:
     def _adjust(
         self, process: MeterdProcess, organization_id: str, agent_ms: int, label: str | None
     ) -> None:
+        self._orders += 1
         reason = f"{self._name} {self._orders}"
         audited = Audited(actor="key_admin", reason=reason)
         command = Adjust(audited=audited, agent_ms=agent_ms, label=label)
@@ -165,21 +192,28 @@ class Operator:
         for cell in list(process.organizations.cells):
             process.organizations.cells.release(cell.organization_id)
 
-    async def make_room(self, organization_id: str) -> None:
-        """Leave an organization less than two minutes before its hard limit, and two agents."""
+    async def make_room(self, organization_id: str, *, is_capped: bool) -> None:
+        """Leave an organization less than three minutes before a limit, and ten agents.
+
+        The limit is the hard limit, or the customer's cap where there is overage.
+        """
         record = self._world.database.organizations[organization_id]
-        used_ms = record.periods[max(record.periods)][1].used_ms
-        minutes = 1
-        while minutes * 66_000 < used_ms + 20_000:
+        period = record.periods[max(record.periods)][1]
+        minutes, grace_percent, cap = 1, 10, None
+        while minutes * 66_000 < period.used_ms + 20_000:
             minutes += 1
+        if is_capped:
+            grace_percent, cap = 2_000, period.overage_usd + Decimal("0.10")
+            minutes = max(1, period.used_ms // 60_000)
         change = ChangeOrganization(
             audited=Audited(actor="key_admin", reason="make room"),
             plan=Tier.STARTER if record.profile.cycle is None else None,
-            contract=Contract(agents=10, agent_minutes=minutes, grace_percent=10),
+            contract=Contract(agents=10, agent_minutes=minutes, grace_percent=grace_percent),
             lift=Hold.OPERATOR,
         )
-        no_cap = ChangeSettings(audited=change.audited, overage_cap_usd=None)
-        for command in (change, no_cap):
+        whose = Audited(actor="key_owner", reason=CAP_REASON)
+        self._world.auditor.on_cap(organization_id, cap)
+        for command in (change, ChangeSettings(audited=whose, overage_cap_usd=cap)):
             while not await self._ask_anybody(organization_id, command):  # noqa: ASYNC110
                 await trio.sleep(1)
 

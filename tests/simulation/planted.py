@@ -229,7 +229,7 @@ def the_hard_limit_is_not_a_line(patch: pytest.MonkeyPatch) -> None:
         self.terms = before
 
     patch.setattr(Draft, "_bill", whole)
-    patch.setattr(Draft, "_book", _book_without_assertion)
+    patch.setattr(Draft, "_book", book_without_assertion)
     _without_the_short_cut(patch)
 
 
@@ -314,7 +314,7 @@ def a_client_forgets_an_end_that_was_not_acknowledged(patch: pytest.MonkeyPatch)
     patch.setattr(Session, "_message", once)
 
 
-def _book_without_assertion(
+def book_without_assertion(
     self: Draft, period: Any, terms: Any, duration_ms: int, origin: Any
 ) -> Any:
     booked, rows = book_agent_time(period, terms, duration_ms, origin, ordinal=len(self.rows))

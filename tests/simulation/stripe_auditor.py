@@ -137,6 +137,7 @@ class StripeAuditor:
                 continue
             expect(state in {"pushed", "invoiced"}, "P6 a charge is settled", *facts)
             expect(len(found) == 1, "I3 a pushed charge is one item", *facts)
+            expect(found[0]["id"] == charge.invoice_item_id, "I3 which item it became", *facts)
             expect(found[0]["amount"] == charge.amount_cents, "I3 the amount", *facts)
             expect(
                 customer is not None and found[0]["customer"] == customer.id,

@@ -91,6 +91,8 @@ class Weather:
     rows_max: int
     journal_max: int
     mailbox_max: int
+    tasks_max: int
+    """How many tasks an organization may run at once."""
     passivate_after_ms: int
     ack_timeout_ms: int
     payment_grace_ms: int
@@ -132,6 +134,7 @@ class Weather:
             rows_max=chance.pick(2, 10, 500),
             journal_max=chance.pick(8, 60, 100_000),
             mailbox_max=chance.pick(3, 1_000),
+            tasks_max=chance.pick(5, 12, 10_000),
             passivate_after_ms=chance.pick(2_000, 20_000, 600_000),
             ack_timeout_ms=chance.pick(1_000, 5_000),
             stripe_lost=chance.sometimes(0.7),

@@ -25,27 +25,19 @@ from meterd.core.organization import OrganizationState
 from meterd.core.plan import Tier
 from tests.make import FixedClock, make_new, make_profile, make_terms
 from tests.organizations import make_period
-from tests.simulation.auditor import Auditor, limits
+from tests.simulation.auditor import Auditor
+from tests.simulation.calm import become_quiet, exhaust
 from tests.simulation.clients import HonestClient, Liar
 from tests.simulation.counting import EventBooks, Sender
 from tests.simulation.determinism import Chance, seeded_run
 from tests.simulation.meterd_process import MeterdProcess, StripeTables
+from tests.simulation.misfortune import Misfortune
 from tests.simulation.network import Client, Network, Server
 from tests.simulation.operator import Operator, drawn_contract
 from tests.simulation.stripe_account import Inbox, Json, StripeAccount
 from tests.simulation.stripe_auditor import StripeAuditor
-from tests.simulation.violation import Violation, expect
+from tests.simulation.violation import Violation
 from tests.simulation.weather import Weather
-
-
-QUIET_S = 1_500
-"""Simulated seconds after the storm within which everything must be settled.
-
-A clock put right by ten minutes holds what was due for as long.
-"""
-
-STOP_S = 0.5
-"""Longest way of a `stop` in calm weather, with room for the clients' own timers."""
 
 
 @attrs.frozen(kw_only=True)
@@ -75,15 +67,16 @@ class World:
         self.database = Database()
         self.auditor = Auditor(self.database)
         self.auditor.is_punctual = not (self.weather.frame_late or self.weather.wall_steps)
+        self.auditor.tasks_max = self.weather.tasks_max
         self.chance = Chance(seed, "world")
         self.network = Network(Chance(seed, "network"), lambda: self.weather, self)
         self.processes: list[MeterdProcess] = []
         self.clients: list[HonestClient] = []
         self.flushes = 0
         self.crashes = 0
-        self._wall_offset_ms = 0
-        self._wall_back_ms = 0
-        self._calls_to_crash: int | None = None
+        self.wall_offset_ms = 0
+        self.wall_back_ms = 0
+        self.calls_to_crash: int | None = None
         self._broken: Violation | None = None
         self._hash = hashlib.sha256()
         self._spent = trio.Event()
@@ -100,7 +93,7 @@ class World:
 
     def wall_ms(self) -> int:
         """Return what the system clock of meterd's machine shows."""
-        return self.true_ms() + self._wall_offset_ms
+        return self.true_ms() + self.wall_offset_ms
 
     def true_ms(self) -> int:
         """Return the time it really is."""
@@ -133,8 +126,10 @@ class World:
             async with trio.open_nursery() as storm:
                 for number in range(self.weather.clients):
                     storm.start_soon(self._customer, nursery, storm, number)
-                storm.start_soon(self._misfortune)
-                storm.start_soon(self._look_at_the_clock)
+                misfortune = Misfortune(self)
+                storm.start_soon(misfortune.kill)
+                storm.start_soon(misfortune.cut_off_at_a_turn, nursery)
+                storm.start_soon(misfortune.step_the_clock)
                 storm.start_soon(self.account.be_used)
                 storm.start_soon(self.account.be_away)
                 storm.start_soon(self.account.be_mute)
@@ -146,21 +141,21 @@ class World:
                     self._count_events(nursery, storm, organization_id)
                 await trio.sleep(self.weather.storm_s)
                 self.weather = self.weather.calm()
-                self._calls_to_crash = None
+                self.calls_to_crash = None
                 storm.cancel_scope.cancel()
             await trio.sleep(self.chance.pick(0, 60))  # who does not pay is suspended
             self.account.settle()
             await Operator(self, "corrections").correct()
-            await self._put_clock_right()
-            await self._become_quiet()
+            await misfortune.put_clock_right()
+            await become_quiet(self)
             self.books.conclude()  # before further notices heal what went wrong
             self.account.upgrade_all()  # what happens after the storm arrives as ever
-            await self._become_quiet()
-            await self._exhaust(nursery)
+            await become_quiet(self)
+            await exhaust(self, nursery)
             nursery.cancel_scope.cancel()
         self._raise_broken()
         runs = [run for client in self.clients for run in client.runs.values()]
-        self.auditor.conclude(runs, lost_ms=self._wall_back_ms)
+        self.auditor.conclude(runs, lost_ms=self.wall_back_ms)
         self.events.conclude()
         self.books.conclude()
         return Report(
@@ -256,8 +251,10 @@ class World:
         while True:
             await trio.sleep(chance.soon(4.0))
             if client.session.task_count < 4:
-                for _ in range(chance.pick(1, 1, 2, 5)):
-                    self.start_task(forever, client, chance)
+                is_crowd = chance.happens(0.03)
+                agent_id = f"agent_{chance.whole(1, 3)}" if is_crowd else None
+                for _ in range(10 if is_crowd else chance.pick(1, 1, 2, 5)):
+                    self.start_task(forever, client, chance, agent_id=agent_id)
             if chance.happens(offline_every):
                 client.go_offline(chance.between(1, 60))
 
@@ -325,7 +322,7 @@ class World:
             await nursery.start(process.run)
             self._spent = trio.Event()
             with trio.CancelScope() as waiting:
-                self._waiting = waiting
+                self.waiting = waiting
                 await process.ended.wait()
             if not process.is_dead:
                 continue  # another instance takes over while this one lives on
@@ -336,38 +333,13 @@ class World:
             down_s = self.weather.down_s if self.weather.crash_every_s else 0.5
             await trio.sleep(self.chance.between(0.05, down_s))
 
-    async def _misfortune(self) -> None:
-        """Kill, stop and take over, at instants and at points of the store's calls."""
-        chance = Chance(self.seed, "misfortune")
-        while self.weather.crash_every_s:
-            await trio.sleep(chance.soon(self.weather.crash_every_s))
-            process = self.current
-            if process is None:
-                continue
-            if chance.happens(self.weather.takeover):
-                self._waiting.cancel()
-                process.spawn(lambda process=process: self._end_later(process, chance))  # type: ignore[misc]
-            elif chance.happens(0.35):
-                await process.stop(5)
-            elif chance.happens(0.5):
-                self._calls_to_crash = chance.whole(1, 6)
-            else:
-                for _ in range(chance.whole(0, 6)):
-                    await trio.lowlevel.checkpoint()
-                process.die()
-
-    async def _end_later(self, process: MeterdProcess, chance: Chance) -> None:
-        """Let a deposed process linger, unless it notices first."""
-        await trio.sleep(chance.between(5, 60))
-        process.die()
-
     def passing(self, point: str) -> None:
         """See a store call pass a point; `Witness`."""
-        if self._calls_to_crash is None:
+        if self.calls_to_crash is None:
             return
-        self._calls_to_crash -= 1
-        if self._calls_to_crash <= 0:
-            self._calls_to_crash = None
+        self.calls_to_crash -= 1
+        if self.calls_to_crash <= 0:
+            self.calls_to_crash = None
             self.note("killed at", point)
             process = self.current or self.processes[-1]
             process.die()
@@ -378,20 +350,6 @@ class World:
             raise ZeroDivisionError("a simulated bug")
         return decide(state, command, now_ms)
 
-    async def _look_at_the_clock(self) -> None:
-        """Step the system clock; small steps are slewed, large ones wait for a restart."""
-        chance = Chance(self.seed, "clock")
-        while self.weather.wall_steps:
-            await trio.sleep(chance.soon(30.0))
-            right_ms = -self._wall_offset_ms if self._wall_offset_ms > 0 else 2_500
-            jump_ms = 600_000 if self._wall_offset_ms < 600_000 else 0
-            step_ms = chance.pick(-800, 800, chance.whole(0, 30_000), jump_ms, jump_ms, right_ms)
-            self._wall_offset_ms += step_ms
-            self._wall_back_ms += max(0, -step_ms)
-            self.auditor.was_clock_set_back |= step_ms < 0
-            self.auditor.wall_ahead_ms = max(self.auditor.wall_ahead_ms, self._wall_offset_ms)
-            self.note("clock", step_ms)
-
     def _inbox(self) -> Inbox | None:
         """Return where Stripe's notices arrive now."""
         process = self.current
@@ -401,18 +359,6 @@ class World:
         self.note("event", event["type"], event["id"])
         with self._remembering():
             self.books.on_event(event)
-
-    async def _put_clock_right(self) -> None:
-        """Set the system clock right; a new process believes it, one that runs does not."""
-        if self._wall_offset_ms <= 0 or self.chance.happens(0.5):
-            return
-        self._wall_back_ms += self._wall_offset_ms
-        self.auditor.was_clock_set_back = True
-        self.note("clock", -self._wall_offset_ms)
-        self._wall_offset_ms = 0
-        process = self.current
-        if process is not None:
-            await process.stop(5)
 
     # --- what is seen ----------------------------------------------------------------------------
 
@@ -464,79 +410,6 @@ class World:
                 is_at_rest = cell.phase.value == "ready" and cell.mailbox is None
                 if is_at_rest and not process.ledger.waiting(cell.organization_id):
                     self.auditor.compare_live(cell.state, process.clock.now_ms(), timeout_ms)
-
-    # --- the calm --------------------------------------------------------------------------------
-
-    async def _become_quiet(self) -> None:
-        """P6: everything is settled within minutes after the last fault."""
-        operator = Operator(self, "calm")
-        until_s = trio.current_time() + QUIET_S
-        is_reconciled = False
-        while trio.current_time() < until_s:
-            await trio.sleep(5)
-            process = self.current
-            if process is None:
-                continue
-            operator.release_all(process)
-            if self._is_everything_settled() and self._is_at_rest(process):
-                # Where Stripe has told everything, meterd has to be right by itself.
-                if self.account.has_lost_notices and not is_reconciled:
-                    await process.reconciliation.run()
-                    is_reconciled = True
-                elif not self.books.unsettled(process.clock.now_ms()):
-                    return
-        waiting = {
-            client.organization_id: list(client.runs)[-3:]
-            for client in self.clients
-            if client.session.task_count
-        }
-        facts = (waiting, self.books.unsettled(self.true_ms()), self.current)
-        expect(False, "P6 everything becomes quiet", *facts)
-
-    def _is_everything_settled(self) -> bool:
-        alive = [client for client in self.clients if not client.is_dead]
-        is_work_done = all(not client.session.task_count for client in alive)
-        return is_work_done and all(sender.is_done for sender in self.senders)
-
-    def _is_at_rest(self, process: MeterdProcess) -> bool:
-        phases = {cell.phase.value for cell in process.organizations.cells}
-        return process.ledger.unflushed == 0 and phases <= {"ready"}
-
-    async def _exhaust(self, forever: trio.Nursery) -> None:
-        """P4: a limit is passed by no more than a `stop` takes to arrive, and billed exactly."""
-        operator = Operator(self, "exhaust")
-        organization_id = self.organization_ids[0]
-        await trio.sleep(self.weather.task_timeout_ms / 1_000 + 2)  # dead clients' tasks are lost
-        await operator.make_room(organization_id)
-        record = self.database.organizations[organization_id]
-        chance = Chance(self.seed, "exhaust clients")
-        client = self.new_client(forever, organization_id, chance)
-        period = record.periods[max(record.periods)][1]
-        _, _, hard_ms, _, _ = limits(record.terms[max(record.terms)])
-        assert hard_ms is not None
-        wall_ms = self.true_ms() + self._wall_offset_ms
-        is_one_month = period.start_ms <= wall_ms and wall_ms + 300_000 <= period.end_ms
-        if not is_one_month or record.profile.holds:
-            return  # time falls into two months, or nobody may work
-        task_ids = [
-            self.start_task(forever, client, chance, lasts_s=600, agent_id=f"last_{number}")
-            for number in range(2)
-        ]
-        with trio.move_on_after(400):
-            await trio.sleep(1)
-            while client.session.task_count:  # noqa: ASYNC110  # a person looking on
-                await trio.sleep(1)
-        runs = [client.runs[task_id] for task_id in task_ids]
-        ran_ms = sum(run.ran_ms or 0 for run in runs)
-        after = record.periods[max(record.periods)][1]
-        facts = (organization_id, hard_ms, period.used_ms, after.used_ms, ran_ms)
-        billed_ms = sum(record.tasks[task_id].metered_ms for task_id in task_ids)
-        room_ms = hard_ms - period.used_ms
-        slack_ms = 2_000 * STOP_S  # two tasks
-        expect(all(run.stop is not None for run in runs), "P4 nobody was stopped", *facts)
-        expect(after.used_ms == period.used_ms + billed_ms, "P4 billed what ran", *facts)
-        expect(room_ms - slack_ms <= billed_ms <= room_ms, "P4 stopped too early", *facts)
-        expect(ran_ms - billed_ms <= slack_ms, "P4 stopped in time", *facts, billed_ms)
 
 
 def simulate(seed: int) -> Report:

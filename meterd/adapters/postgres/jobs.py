@@ -67,7 +67,7 @@ class PostgresJobs:
         return bool(row["exists"])
 
     async def finish(self, run: JobRun, error: str | None) -> None:
-        """Write how a run ended."""
+        """Write how a run ended; one that was told to be interrupted stays so."""
         assert run.finished_at_ms is not None, run
         await self._execute(
             "finish",

@@ -71,6 +71,24 @@ async def test_what_is_remembered_of_a_job_survives_a_restart(office: Office) ->
     assert list(await office.jobs.all_records()) == [record]
 
 
+async def test_a_process_that_lost_the_database_does_not_end_a_run_for_its_successor(
+    office: Office,
+) -> None:
+    """Its late success would be the day's only one: the run of the new owner could never end."""
+    await office.jobs.register({"report": Occurrence(at_ms=0, subject="1970-01-01")})
+    late = make_run(1, outcome=Outcome.SUCCEEDED, finished_at_ms=MORNING_MS + 9, tries=1)
+    done = make_run(2, outcome=Outcome.SUCCEEDED, finished_at_ms=MORNING_MS + 10, tries=1)
+    await office.jobs.begin(make_run(1))
+    await office.jobs.interrupt_runs(MORNING_MS + 5)
+    assert await office.jobs.begin(make_run(2))
+
+    await office.jobs.finish(late, None)
+    await office.jobs.finish(done, None)
+
+    [latest, first] = await office.jobs.runs("report", 5)
+    assert (latest, first.outcome) == (done, Outcome.INTERRUPTED)
+
+
 @attrs.define
 class Morning:
     """The morning's work on real stores, which a test can end at any moment."""

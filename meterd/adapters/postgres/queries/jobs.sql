@@ -37,9 +37,10 @@ SELECT EXISTS (
 )
 
 -- name: finish
+-- A run that was told to be interrupted has a successor: its own process may linger, and is late.
 WITH finished AS (
     UPDATE job_runs SET outcome = $2, finished_at = $3, tries = $4, detail = $5
-    WHERE id = $1 RETURNING job
+    WHERE id = $1 AND outcome = 'running' RETURNING job
 )
 UPDATE jobs SET last_outcome = $2, last_finished_at = $3, last_error = $6
 WHERE name IN (SELECT job FROM finished)
