@@ -42,10 +42,16 @@ RECONCILED = "meterd.reconciliation"
 LINKED = "meterd.customer_linked"
 """Type of the events with which an operator's link makes meterd look for subscriptions."""
 
+OF_DISCOUNTS = frozenset(
+    {"customer.discount.created", "customer.discount.deleted", "customer.discount.updated"}
+)
+"""Types of events about what a subscription brings; a customer's concerns all of its own."""
+
 SIGNALS = frozenset(
     {
         RECONCILED,
         "checkout.session.completed",
+        *OF_DISCOUNTS,
         "customer.subscription.created",
         "customer.subscription.deleted",
         "customer.subscription.paused",
@@ -130,6 +136,9 @@ class Follower:
         if events[0].event.type == LINKED and self._payments is not None:
             await self._discover(self._payments, events[0].event)
             return
+        if self._is_of_customer(events[0]) and self._payments is not None:
+            await self._discover_known(self._payments, events[0].event)
+            return
         done = {pending.event.id: self._refusal(pending) for pending in events}
         signals = [pending for pending in events if done[pending.event.id] is None]
         if not signals:
@@ -146,8 +155,26 @@ class Follower:
         async with self._turn(organization_id):
             await self._follow(organization_id, subscription_id, news, done, signals)
 
+    def _is_of_customer(self, pending: PendingEvent) -> bool:
+        """Tell whether an event is about a discount of a customer, and not refused."""
+        event = pending.event
+        return (
+            event.type in OF_DISCOUNTS
+            and event.subscription_id is None
+            and event.customer_id is not None
+            and self._refusal(pending) in {None, "no_subscription"}
+        )
+
+    async def _discover_known(self, payments: Payments, event: StripeEvent) -> None:
+        """Look at the subscriptions of a customer, if it is one of ours."""
+        if await self._store.organization_of(event.customer_id, None) is None:
+            told = {event.id: UNKNOWN_CUSTOMER}
+            await self._finish(Settlement(done=told, at_ms=self._clock.now_ms()))
+            return
+        await self._discover(payments, event)
+
     async def _discover(self, payments: Payments, event: StripeEvent) -> None:
-        """Put a signal into the inbox for each subscription that a linked customer has.
+        """Put a signal into the inbox for each subscription that a customer has.
 
         Done twice it puts the same ones.
         """

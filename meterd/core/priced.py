@@ -1,18 +1,22 @@
 """What a mirrored subscription costs, read from Stripe's JSON: items and discounts.
 
-A discount is on the subscription, as an object with its coupon, or, in older shapes, as the single
-`discount`; one that is only an id, or of a single item, says nothing and is told to be unknown.
+Discounts are on the items, on the subscription and on its customer, as objects with their coupon,
+or, in older shapes, one as the single `discount` of the subscription. One that is only an id, or
+an amount in another currency, says nothing about this subscription and is told to be unknown.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 
 from meterd.core.revenue import Discount, PricedSubscription, RecurringItem
-from meterd.core.stripe_objects import read_subscription
+from meterd.core.stripe_objects import Json, read_subscription
 from meterd.core.units import SECOND_MS
+
+
+PERCENT_MAX = 100
 
 
 def read_priced(object_json: str) -> PricedSubscription | None:
@@ -21,13 +25,11 @@ def read_priced(object_json: str) -> PricedSubscription | None:
     subscription = read_subscription(found) if isinstance(found, dict) else None
     if subscription is None:
         return None
-    discounts = list(_discounts(found))
-    if any(item.get("discounts") for item in _items(found)):
-        discounts.append(None)  # of one line: its coupon is not read with the subscription
+    currency = subscription.currency
     return PricedSubscription(
         id=subscription.id,
         status=subscription.status,
-        currency=subscription.currency,
+        currency=currency,
         items=tuple(
             RecurringItem(
                 unit_amount_cents=item.price.unit_amount_cents,
@@ -35,44 +37,57 @@ def read_priced(object_json: str) -> PricedSubscription | None:
                 interval=item.price.interval,
                 interval_count=item.price.interval_count,
                 is_metered=item.price.is_metered,
+                product_id=item.price.product_id,
+                discounts=tuple(_discounts(listed, currency)),
             )
-            for item in subscription.items
+            for item, listed in zip(subscription.items, _items(found), strict=True)
         ),
-        discounts=tuple(each for each in discounts if each is not None),
-        has_unknown_discount=None in discounts,
+        discounts=tuple(_discounts(found, currency)),
+        customer_discounts=tuple(_discounts(_part(found, "customer"), currency)),
     )
 
 
-def _items(subscription: Mapping[str, object]) -> list[Mapping[str, object]]:
-    items = subscription.get("items")
-    listed = items.get("data") if isinstance(items, dict) else None
+def _part(found: Json, name: str) -> Json:
+    value = found.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _items(subscription: Json) -> list[Json]:
+    """Return the items in the order in which `read_subscription` has read them."""
+    listed = _part(subscription, "items").get("data")
     return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
 
 
-def _discounts(subscription: Mapping[str, object]) -> Iterator[Discount | None]:
-    found = subscription.get("discounts")
+def _discounts(owner: Json, currency: str) -> Iterator[Discount]:
+    """Yield the discounts of a subscription, an item or a customer, in Stripe's order."""
+    found = owner.get("discounts")
     listed = list(found) if isinstance(found, list) else []
-    single = subscription.get("discount")
+    single = owner.get("discount")
     for each in listed or ([single] if single else []):
-        yield _discount(each) if isinstance(each, dict) else None
+        yield _discount(each, currency) if isinstance(each, dict) else Discount()
 
 
-def _discount(found: Mapping[str, object]) -> Discount | None:
-    source = found.get("source")
-    coupon = source.get("coupon") if isinstance(source, dict) else found.get("coupon")
-    if not isinstance(coupon, dict):
-        return None
-    percent_off, amount = _percentage(coupon.get("percent_off")), coupon.get("amount_off")
-    amount_off_cents = amount if isinstance(amount, int) else None
-    if percent_off is None and amount_off_cents is None:
-        return None
-    end = found.get("end")
+def _discount(found: Json, currency: str) -> Discount:
+    coupon = _part(_part(found, "source"), "coupon") or _part(found, "coupon")
+    percent_off, end = _percentage(coupon.get("percent_off")), found.get("end")
+    listed = _part(coupon, "applies_to").get("products")
+    products = frozenset(map(str, listed)) if isinstance(listed, list) else frozenset()
     return Discount(
         percent_off=percent_off,
-        amount_off_cents=amount_off_cents,
+        amount_off_cents=_amount(coupon, currency) if percent_off is None else None,
+        products=products or None,
         is_once=coupon.get("duration") == "once",
         ends_at_ms=end * SECOND_MS if isinstance(end, int) else None,
     )
+
+
+def _amount(coupon: Json, currency: str) -> int | None:
+    """Return what a coupon takes off an invoice in a currency; None: it does not say."""
+    other = _part(_part(coupon, "currency_options"), currency)
+    amount = other.get("amount_off") if coupon.get("currency") != currency else None
+    if coupon.get("currency") in {None, currency}:
+        amount = coupon.get("amount_off")
+    return amount if isinstance(amount, int) and not isinstance(amount, bool) else None
 
 
 def _percentage(value: object) -> Decimal | None:
@@ -81,4 +96,4 @@ def _percentage(value: object) -> Decimal | None:
         percent = Decimal(str(value))
     except InvalidOperation:
         return None
-    return percent if percent.is_finite() and 0 <= percent <= 100 else None  # noqa: PLR2004
+    return percent if percent.is_finite() and 0 <= percent <= PERCENT_MAX else None

@@ -47,6 +47,35 @@ NOTHING = Fraction(0)
 
 
 @attrs.frozen(kw_only=True)
+class Discount:
+    """A coupon in use: a percentage, or an amount off each invoice."""
+
+    percent_off: Decimal | None = None
+    amount_off_cents: int | None = None
+    """In the subscription's currency. Neither this nor a percentage: it cannot be told."""
+    products: frozenset[str] | None = None
+    """The products that it is for; `None`: all."""
+    is_once: bool = False
+    """Off one invoice only: no part of what recurs."""
+    ends_at_ms: int | None = None
+
+    @property
+    def is_unknown(self) -> bool:
+        """Tell whether what it takes off cannot be told: nothing is deducted."""
+        return self.percent_off is None and self.amount_off_cents is None
+
+    def is_in_force(self, now_ms: int) -> bool:
+        """Tell whether it takes something off every month from now on, until it ends."""
+        return not self.is_once and (self.ends_at_ms is None or self.ends_at_ms > now_ms)
+
+    def off(self, cents: Fraction, times_a_month: Fraction) -> Fraction:
+        """Return what it takes off a month's `cents` that are charged so often."""
+        if self.percent_off is not None:
+            return cents * Fraction(self.percent_off) * Fraction(1, 100)
+        return min(cents, (self.amount_off_cents or 0) * times_a_month)
+
+
+@attrs.frozen(kw_only=True)
 class RecurringItem:
     """What one line of a subscription costs."""
 
@@ -56,6 +85,9 @@ class RecurringItem:
     interval: Interval
     interval_count: int = 1
     is_metered: bool = False
+    product_id: str | None = None
+    discounts: tuple[Discount, ...] = ()
+    """Its own, which come off before the subscription's."""
 
     @property
     def is_unknown(self) -> bool:
@@ -78,17 +110,6 @@ class RecurringItem:
 
 
 @attrs.frozen(kw_only=True)
-class Discount:
-    """A discount of a whole subscription: a percentage, or an amount off each invoice."""
-
-    percent_off: Decimal | None = None
-    amount_off_cents: int | None = None
-    is_once: bool = False
-    """Off one invoice only: no part of what recurs."""
-    ends_at_ms: int | None = None
-
-
-@attrs.frozen(kw_only=True)
 class PricedSubscription:
     """A subscription, reduced to what it brings."""
 
@@ -97,31 +118,56 @@ class PricedSubscription:
     currency: str = USD
     items: tuple[RecurringItem, ...]
     discounts: tuple[Discount, ...] = ()
-    has_unknown_discount: bool = False
-    """A discount is known by its id only: it is not deducted."""
+    customer_discounts: tuple[Discount, ...] = ()
+    """Its customer's: they count while it has none of its own."""
 
-    @property
-    def is_unknown(self) -> bool:
+    def is_unknown(self, now_ms: int) -> bool:
         """Tell whether a part of its value cannot be told."""
-        is_doubtful = self.has_unknown_discount or any(item.is_unknown for item in self.items)
-        return self.status in COUNTED and is_doubtful
+        if self.status not in COUNTED:
+            return False
+        deducted = [
+            *self.invoice_discounts(now_ms),
+            *(each for item in self.items for each in in_force(item.discounts, now_ms)),
+        ]
+        return any(item.is_unknown for item in self.items) or any(
+            discount.is_unknown for discount in deducted
+        )
+
+    def invoice_discounts(self, now_ms: int) -> list[Discount]:
+        """Return what comes off the whole invoice, month by month, in Stripe's order."""
+        return in_force(self.discounts, now_ms) or in_force(self.customer_discounts, now_ms)
+
+
+def in_force(discounts: Iterable[Discount], now_ms: int) -> list[Discount]:
+    """Return the discounts that recur and have not ended."""
+    return [each for each in discounts if each.is_in_force(now_ms)]
 
 
 def subscription_cents(subscription: PricedSubscription, now_ms: int) -> Fraction:
-    """Return the monthly value of a subscription in cents of its currency, never negative."""
+    """Return the monthly value of a subscription in cents of its currency, never negative.
+
+    Discounts of an item come off it first, then the subscription's, one after the other.
+    Source: https://docs.stripe.com/api/subscriptions/object#subscription_object-discounts
+    """
     if subscription.status not in COUNTED:
         return NOTHING
     charged = [item for item in subscription.items if item.monthly_cents > 0]
-    cents = sum((item.monthly_cents for item in charged), NOTHING)
-    for discount in subscription.discounts:
-        is_over = discount.ends_at_ms is not None and discount.ends_at_ms <= now_ms
-        if discount.is_once or is_over:
-            continue
-        if discount.percent_off is not None:
-            cents *= Fraction(100 - discount.percent_off) * Fraction(1, 100)
-        elif discount.amount_off_cents is not None and charged:
-            cents -= discount.amount_off_cents * charged[0].times_a_month
-    return max(cents, NOTHING)
+    left = [item.monthly_cents for item in charged]
+    for index, item in enumerate(charged):
+        for discount in in_force(item.discounts, now_ms):
+            left[index] -= discount.off(left[index], item.times_a_month)
+    for discount in subscription.invoice_discounts(now_ms):
+        meant = [
+            index
+            for index, item in enumerate(charged)
+            if discount.products is None or item.product_id in discount.products
+        ]
+        cents = sum((left[index] for index in meant), NOTHING)
+        if cents:
+            share = Fraction(discount.off(cents, charged[meant[0]].times_a_month), cents)
+            for index in meant:
+                left[index] -= left[index] * share
+    return sum(left, NOTHING)
 
 
 class Origin(enum.Enum):
@@ -178,7 +224,7 @@ def customer(
         origin=origin,
         currency=currency,
         cents=cents,
-        is_unknown=any(each.is_unknown for each in known),
+        is_unknown=any(each.is_unknown(now_ms) for each in known),
         has_paid=has_paid or cents > 0,
     )
 

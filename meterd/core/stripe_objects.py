@@ -123,6 +123,7 @@ def read_subscription(found: Json) -> Subscription | None:
         is_collection_paused=isinstance(found.get("pause_collection"), dict),
         trial_end_ms=_instant(found, "trial_end"),
         ended_at_ms=_instant(found, "ended_at"),
+        discount_ids=_discount_ids(found),
         livemode=found.get("livemode") is True,
     )
 
@@ -159,7 +160,16 @@ def _read_items(subscription: Json) -> Iterator[Item]:
             quantity=1 if quantity is None else quantity,
             start_ms=start_ms or _instant(subscription, "current_period_start") or 0,
             end_ms=end_ms or _instant(subscription, "current_period_end") or 0,
+            discount_ids=_discount_ids(found),
         )
+
+
+def _discount_ids(owner: Json) -> tuple[str, ...]:
+    """Return the ids of discounts, whether they are expanded or not."""
+    found = owner.get("discounts")
+    listed = found if isinstance(found, list) else []
+    ids = (_reference({"discount": each}, "discount") for each in listed)
+    return tuple(each for each in ids if each is not None)
 
 
 def _read_price(found: Json) -> Price:
@@ -173,6 +183,7 @@ def _read_price(found: Json) -> Price:
         unit_amount_cents=_decimal(found, "unit_amount_decimal", "unit_amount", "amount"),
         tier_hint=_text(_part(found, "metadata"), "meterd_tier"),
         is_metered=recurring.get("usage_type") == "metered",
+        product_id=_reference(found, "product"),
     )
 
 

@@ -80,6 +80,7 @@ class Price:
     tier_hint: str | None = None
     """The price's `metadata.meterd_tier`."""
     is_metered: bool = False
+    product_id: str | None = None
 
     @property
     def months(self) -> int | None:
@@ -98,6 +99,7 @@ class Item:
     quantity: int = 1
     start_ms: int
     end_ms: int
+    discount_ids: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -117,6 +119,7 @@ class Subscription:
     is_collection_paused: bool = False
     trial_end_ms: int | None = None
     ended_at_ms: int | None = None
+    discount_ids: tuple[str, ...] = ()
     livemode: bool = False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 from hypothesis import given, strategies as st
 
@@ -23,6 +24,14 @@ NOW_MS = 1_770_854_400_000
 
 INVOICES_A_YEAR = {Interval.DAY: 365, Interval.WEEK: 52, Interval.MONTH: 12, Interval.YEAR: 1}
 
+discounts = st.builds(
+    Discount,
+    percent_off=st.none() | st.sampled_from([Decimal(0), Decimal("12.5"), Decimal(100)]),
+    amount_off_cents=st.none() | st.integers(0, 3_000),
+    products=st.sampled_from([None, frozenset({"plan"}), frozenset({"plan", "extra"})]),
+    is_once=st.booleans(),
+    ends_at_ms=st.sampled_from([None, NOW_MS - 1, NOW_MS, NOW_MS + 1]),
+)
 items = st.builds(
     RecurringItem,
     unit_amount_cents=st.none() | st.decimals(0, 20_000, places=2, allow_nan=False),
@@ -30,13 +39,8 @@ items = st.builds(
     interval=st.sampled_from(list(Interval)),
     interval_count=st.integers(1, 24),
     is_metered=st.booleans(),
-)
-discounts = st.builds(
-    Discount,
-    percent_off=st.none() | st.sampled_from([Decimal(0), Decimal("12.5"), Decimal(100)]),
-    amount_off_cents=st.none() | st.integers(0, 3_000),
-    is_once=st.booleans(),
-    ends_at_ms=st.sampled_from([None, NOW_MS - 1, NOW_MS, NOW_MS + 1]),
+    product_id=st.sampled_from(["plan", "extra"]),
+    discounts=st.lists(discounts, max_size=2).map(tuple),
 )
 subscriptions = st.builds(
     PricedSubscription,
@@ -44,32 +48,50 @@ subscriptions = st.builds(
     status=st.sampled_from(list(Status)),
     items=st.lists(items, max_size=3).map(tuple),
     discounts=st.lists(discounts, max_size=2).map(tuple),
+    customer_discounts=st.lists(discounts, max_size=1).map(tuple),
 )
 
 
 def naive_month_cents(subscription: PricedSubscription) -> Fraction:
-    """Return a twelfth of what a year's invoices are worth, invoice by invoice."""
+    """Return a twelfth of what a year's invoices are worth, line by line."""
     if subscription.status.value not in {"active", "past_due"}:
         return Fraction(0)
-    year = Fraction(0)
-    invoices_of_first = None
+    lines: list[dict[str, Any]] = []
     for item in subscription.items:
         invoices = Fraction(INVOICES_A_YEAR.get(item.interval, 0), item.interval_count)
         price = item.unit_amount_cents
         if item.is_metered or price is None or not invoices or not price or not item.quantity:
             continue
-        invoices_of_first = invoices_of_first or invoices
         numerator, denominator = price.as_integer_ratio()
-        year += invoices * item.quantity * Fraction(numerator, denominator)
-    for discount in subscription.discounts:
-        is_over = discount.ends_at_ms is not None and discount.ends_at_ms <= NOW_MS
-        if discount.is_once or is_over:
-            continue
-        if discount.percent_off is not None:
-            year = year - year * Fraction(str(discount.percent_off)) / 100
-        elif discount.amount_off_cents is not None and invoices_of_first:
-            year = year - discount.amount_off_cents * invoices_of_first
-    return max(year / 12, Fraction(0))
+        year = invoices * item.quantity * Fraction(numerator, denominator)
+        line = {"product": item.product_id, "invoices": invoices, "year": year}
+        for discount in item.discounts:
+            if naive_recurs(discount):
+                naive_deduct(discount, [line])
+        lines.append(line)
+    own = [discount for discount in subscription.discounts if naive_recurs(discount)]
+    inherited = [each for each in subscription.customer_discounts if naive_recurs(each)]
+    for discount in own or inherited:
+        products = discount.products
+        naive_deduct(discount, [e for e in lines if not products or e["product"] in products])
+    return Fraction(sum(line["year"] for line in lines), 12)
+
+
+def naive_recurs(discount: Discount) -> bool:
+    """Tell whether a discount is on next month's invoice and on those after it."""
+    return not discount.is_once and (discount.ends_at_ms or NOW_MS + 1) > NOW_MS
+
+
+def naive_deduct(discount: Discount, lines: list[dict[str, Any]]) -> None:
+    """Take a coupon off the lines' year; an amount is spread over them by what they cost."""
+    if discount.percent_off is not None:
+        for line in lines:
+            line["year"] -= line["year"] * Fraction(str(discount.percent_off)) / 100
+    elif discount.amount_off_cents is not None and lines:
+        whole = sum(line["year"] for line in lines)
+        taken = min(discount.amount_off_cents * lines[0]["invoices"], whole)
+        for line in lines:
+            line["year"] *= (whole - taken) / whole if whole else 1
 
 
 @given(subscriptions)

@@ -46,6 +46,9 @@ BUSY_MAX_MS = 8_000
 SUBSCRIPTIONS_MAX = 100
 """Of one customer: Stripe allows more, nobody has them."""
 
+ITEMS_MAX = 100
+"""Of one subscription: Stripe allows 20."""
+
 NEWEST_INVOICES = 10
 """Invoices read with a subscription whatever their status; open ones are read however old."""
 
@@ -66,6 +69,7 @@ class StripePayments:
     ) -> SubscriptionReading | None:
         """Return a subscription, its newest and all its open invoices, and the ones named.
 
+        The subscription comes with every coupon that takes something off it.
         Source: GET /v1/subscriptions/{id}, GET /v1/invoices, GET /v1/invoices/{id}.
         """
         api = self.client.v1
@@ -73,11 +77,12 @@ class StripePayments:
             "read a subscription",
             lambda: api.subscriptions.retrieve_async(
                 subscription_id,
-                {"expand": ["discounts.source.coupon"]},  # MRR deducts what recurs
+                {"expand": ["customer", "discounts.source.coupon.applies_to"]},
             ),
         )
         if found is None:
             return None
+        subscription = await self._with_discounts(found)
         page = await self.call(
             "list invoices",
             lambda: api.invoices.list_async(
@@ -93,7 +98,7 @@ class StripePayments:
             )
             if invoice is not None:
                 invoices[invoice_id] = invoice
-        return SubscriptionReading(subscription=found, invoices=tuple(invoices.values()))
+        return SubscriptionReading(subscription=subscription, invoices=tuple(invoices.values()))
 
     async def subscriptions_of(self, customer_id: str) -> Sequence[str]:
         """Return the ids of a customer's subscriptions, none of them over.
@@ -112,6 +117,43 @@ class StripePayments:
                 raise
             return ()
         return [each.id for each in page.data]
+
+    async def _with_discounts(self, subscription: Json) -> Json:
+        """Add the coupons of its items and of its customer: `expand` goes four levels deep only.
+
+        Of the customer nothing but its id and discount is kept. Source: GET
+        /v1/subscription_items, GET /v1/customers/{id}.
+        """
+        api = self.client.v1
+        found: dict[str, Any] = {**subscription}
+        customer, items = found["customer"], found["items"]
+        if any(each.get("discounts") for each in items["data"]):
+            page = await self.call(
+                "list a subscription's items",
+                lambda: api.subscription_items.list_async(
+                    {
+                        "subscription": found["id"],
+                        "limit": ITEMS_MAX,
+                        "expand": ["data.discounts.source.coupon"],
+                    }
+                ),
+            )
+            found["items"] = {**items, "data": [_json(each) for each in page.data]}
+        if customer.get("discount") is not None:
+            customer = await self._find(
+                "read a customer",
+                functools.partial(
+                    api.customers.retrieve_async,
+                    customer["id"],
+                    {"expand": ["discount.source.coupon.applies_to"]},
+                ),
+            ) or {"id": customer["id"]}
+        found["customer"] = {
+            "id": customer["id"],
+            "object": "customer",
+            "discount": customer.get("discount"),
+        }
+        return found
 
     async def _open_invoices(self, subscription_id: str) -> dict[str, Json]:
         page = await self.call(

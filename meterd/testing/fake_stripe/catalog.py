@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from decimal import Decimal
 
-from meterd.testing.fake_stripe import shapes, standing
+from meterd.testing.fake_stripe import discounts, shapes, standing
 from meterd.testing.fake_stripe.errors import Json, bad_param, missing_param
 from meterd.testing.fake_stripe.pages import matching, page
 from meterd.testing.fake_stripe.world import World, merge_metadata
@@ -91,6 +91,11 @@ def delete_customer(world: World, _params: Json, customer_id: str) -> Json:
     gone = {"id": customer_id, "object": "customer", "deleted": True}
     world.table("customer")[customer_id] = gone
     return gone
+
+
+def delete_customer_discount(world: World, _params: Json, customer_id: str) -> Json:
+    """DELETE /v1/customers/{id}/discount."""
+    return discounts.take_from_customer(world, customer_id)
 
 
 def list_customers(world: World, params: Json) -> Json:
@@ -238,6 +243,8 @@ def create_coupon(world: World, params: Json) -> Json:
     )
     if "percent_off" in params:
         record["percent_off"] = float(params["percent_off"])
+    if "applies_to" in params:
+        world.hidden.applies_to[record["id"]] = params["applies_to"]
     _apply(record, params, ("amount_off", "currency", "duration", "duration_in_months", "name"))
     world.add(record)
     world.emit("coupon.created", record)

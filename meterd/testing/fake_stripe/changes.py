@@ -33,7 +33,13 @@ def apply_plain(world: World, subscription: Json, params: Json) -> None:
         chosen = params["trial_settings"]["end_behavior"]
         subscription["trial_settings"]["end_behavior"].update(chosen)
     if "discounts" in params:
-        discounts.set_discounts(world, subscription, params["discounts"])
+        discounts.set_discounts(
+            world,
+            subscription,
+            params["discounts"],
+            customer_id=subscription["customer"],
+            names={"subscription": subscription["id"]},
+        )
     if "pause_collection" in params:
         given = params["pause_collection"]
         subscription["pause_collection"] = None if given == "" else {"resumes_at": None, **given}
@@ -111,7 +117,7 @@ def _wanted_items(
     for index, given in enumerate(params.get("items", [])):
         where = f"items[{index}]"
         if "id" not in given:
-            item = items.new_item(world, subscription["id"], given, where)
+            item = items.new_item(world, subscription, given, where)
             item["current_period_start"], item["current_period_end"] = start_s, end_s
             current.append(item)
             changed.append((None, item))
@@ -129,6 +135,7 @@ def _wanted_items(
         item["quantity"] = given.get("quantity", item["quantity"])
         if "metadata" in given:
             merge_metadata(item, given["metadata"])
+        items.set_discounts(world, subscription, item, given)
         if (old["price"]["id"], old["quantity"]) != (item["price"]["id"], item["quantity"]):
             changed.append((old, item))
     return changed

@@ -11,6 +11,7 @@ POST /_fake/endpoints/{id}/roll    {"keeps_old_s"?} -> {"secret"}
 POST /_fake/events/{id}/resend     {"copies"?}
 POST /_fake/release                {"shuffle_seed"?, "copies"?}: held deliveries go out
 POST /_fake/checkout/{id}/pay      the visitor pays
+POST /_fake/customers/{id}/discount  {"coupon"}: as in the Dashboard
 POST /_fake/portal/{id}/change     {"price"}       POST /_fake/portal/{id}/cancel
 """
 
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from meterd.testing.fake_stripe import hooks, hosted
+from meterd.testing.fake_stripe import discounts, hooks, hosted
 from meterd.testing.fake_stripe.api import Answer, Call, error_body
 from meterd.testing.fake_stripe.errors import Json, StripeRefusedError, bad_param
 from meterd.testing.fake_stripe.faults import Faults, RequestFault
@@ -79,6 +80,8 @@ async def _act(fake: FakeStripe, call: Call, given: Json) -> Json:
                 return {"now": fake.clock.now_s}
             case ["checkout", session_id, "pay"]:
                 return hosted.complete_session(fake.world, session_id)
+            case ["customers", customer_id, "discount"]:
+                return discounts.give_customer(fake.world, customer_id, given["coupon"])
             case ["portal", session_id, "change"]:
                 return hosted.change_plan(fake.world, session_id, given["price"])
             case ["portal", session_id, "cancel"]:

@@ -17,18 +17,22 @@ DEPTH_MAX = 4
 
 
 FIRST_STEPS = {
-    "/v1/customers": {"default_source", "invoice_settings", "subscriptions"},
+    "/v1/customers": {"default_source", "discount", "invoice_settings", "subscriptions"},
     "/v1/products": {"default_price"},
     "/v1/prices": {"product"},
-    "/v1/coupons": set(),
+    "/v1/coupons": {"applies_to"},
     "/v1/subscriptions": {"customer", "discounts", "items", "latest_invoice", "schedule"},
-    "/v1/subscription_items": {"price"},
+    "/v1/subscription_items": {"discounts", "price"},
     "/v1/invoices": {"customer", "discounts", "lines", "parent"},
     "/v1/invoiceitems": {"customer", "invoice"},
     "/v1/checkout/sessions": {"customer", "invoice", "subscription"},
     "/v1/billing_portal/sessions": {"configuration"},
 }
 """What a path may begin with; checked before the work, as Stripe does."""
+
+
+ON_REQUEST = {("coupon", "applies_to"), ("customer", "subscriptions")}
+"""Properties that are only sent when they are expanded."""
 
 
 def check_paths(route_path: str, paths: list[str]) -> None:
@@ -50,7 +54,7 @@ def expanded(world: World, answer: Json, paths: list[str]) -> Json:
     copied = copy.deepcopy(answer)
     for path in paths:
         steps = path.split(".")
-        if len([step for step in steps if step != "data"]) > DEPTH_MAX:
+        if len(steps) > DEPTH_MAX:  # the `data` of lists counts too
             raise StripeRefusedError(
                 f"You cannot expand more than {DEPTH_MAX} levels of a property.", param="expand"
             )
@@ -67,10 +71,9 @@ def _expand(world: World, node: Any, steps: list[str], path: str) -> None:
         return
     name, *rest = steps
     if name not in node:
-        included = _included(world, node, name)
-        if included is None:
+        if (node.get("object"), name) not in ON_REQUEST:
             raise _not_expandable(path)
-        node[name] = included
+        node[name] = _included(world, node, name)
     node[name] = _resolved(world, node[name])
     _expand(world, node[name], rest, path)
 
@@ -85,13 +88,12 @@ def _resolved(world: World, value: Any) -> Any:
 
 
 def _included(world: World, node: Json, name: str) -> Json | None:
-    """Properties that are only sent when asked for."""
-    if node.get("object") == "customer" and name == "subscriptions":
-        living = [
-            subscription
-            for subscription in world.newest_first("subscription")
-            if subscription["customer"] == node["id"]
-            and subscription["status"] not in standing.ENDED
-        ]
-        return shapes.list_of(f"/v1/customers/{node['id']}/subscriptions", copy.deepcopy(living))
-    return None
+    """Return a property that is only sent when asked for."""
+    if name == "applies_to":
+        return copy.deepcopy(world.hidden.applies_to.get(node["id"]))
+    living = [
+        subscription
+        for subscription in world.newest_first("subscription")
+        if subscription["customer"] == node["id"] and subscription["status"] not in standing.ENDED
+    ]
+    return shapes.list_of(f"/v1/customers/{node['id']}/{name}", copy.deepcopy(living))

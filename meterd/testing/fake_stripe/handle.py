@@ -17,7 +17,15 @@ from contextlib import asynccontextmanager
 import httpx
 import trio
 
-from meterd.testing.fake_stripe import control, hooks, hosted, invoices, subscriptions, visitor
+from meterd.testing.fake_stripe import (
+    control,
+    discounts,
+    hooks,
+    hosted,
+    invoices,
+    subscriptions,
+    visitor,
+)
 from meterd.testing.fake_stripe.api import (
     Answer,
     Api,
@@ -168,6 +176,10 @@ class FakeStripe:
         `succeed`, `fail` (declined) or `none` (no payment method at all).
         """
         control.set_payments(self.world, customer_id, outcome, list(script))
+
+    def give_discount(self, customer_id: str, coupon_id: str) -> Json:
+        """Put a coupon on a customer, as in the Dashboard; returns the discount."""
+        return discounts.give_customer(self.world, customer_id, coupon_id)
 
     def complete_checkout(self, session_id: str) -> Json:
         """Let the visitor pay; returns the completed session."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 
-from meterd.testing.fake_stripe import shapes, standing
+from meterd.testing.fake_stripe import discounts, shapes, standing
 from meterd.testing.fake_stripe.errors import Json, StripeRefusedError
 from meterd.testing.fake_stripe.world import World
 
@@ -36,6 +36,8 @@ def open_draft(
     )
     invoice["billing_reason"] = reason
     invoice["currency"] = currency
+    billed = None if reason == "manual" else subscription
+    invoice["discounts"] = discounts.of_invoice(world, billed, customer)
     if subscription is not None:
         invoice["parent"] = {
             "quote_details": None,
@@ -48,11 +50,6 @@ def open_draft(
         }
         invoice["collection_method"] = subscription["collection_method"]
         if reason != "manual":
-            invoice["discounts"] = [
-                discount_id
-                for discount_id in subscription["discounts"]
-                if not _has_ended(world, discount_id)
-            ]
             subscription["latest_invoice"] = invoice["id"]
         if subscription["days_until_due"] is not None:
             invoice["due_date"] = world.now_s + subscription["days_until_due"] * 86_400
@@ -95,6 +92,7 @@ def add_recurring_line(
         currency=invoice["currency"],
         description=description
         or f"{quantity} x {price['nickname'] or price['product']} (per {interval})",
+        discounts=discounts.living(world, item["discounts"]),
         metadata=dict(subscription["metadata"]),
         parent=_recurring_parent(subscription["id"], item["id"]),
         period={"start": period[0], "end": period[1]},
@@ -224,7 +222,7 @@ def refresh(world: World, invoice: Json) -> None:
     """Work out the sums of a draft again from its lines."""
     lines = world.hidden.lines[invoice["id"]]
     subtotal = sum(line["amount"] for line in lines)
-    discounted = _apply_discounts(world, invoice, lines)
+    discounted = discounts.deduct(world, invoice, lines)
     total = subtotal - discounted
     balance = world.get("customer", invoice["customer"])["balance"]
     invoice["lines"] = shapes.list_of(
@@ -236,35 +234,6 @@ def refresh(world: World, invoice: Json) -> None:
     invoice["total"] = invoice["total_excluding_tax"] = total
     invoice["starting_balance"] = balance
     invoice["amount_due"] = invoice["amount_remaining"] = max(total + balance, 0)
-
-
-def _apply_discounts(world: World, invoice: Json, lines: list[Json]) -> int:
-    """Deduct coupons, exact to the cent per line; returns the cents taken off."""
-    for line in lines:
-        line["discount_amounts"] = []
-    totals: list[Json] = []
-    for discount_id in invoice["discounts"]:
-        coupon = world.find(world.get("discount", discount_id)["source"]["coupon"])
-        assert coupon is not None, discount_id
-        left = coupon["amount_off"] or 0
-        taken = 0
-        for line in lines:
-            already = sum(each["amount"] for each in line["discount_amounts"])
-            open_cents = line["amount"] - already
-            if not line["discountable"] or open_cents <= 0:
-                continue
-            if coupon["percent_off"] is not None:
-                # Percentages have up to two decimals: in hundredths they are whole numbers.
-                hundredths = round(coupon["percent_off"] * 100)
-                off = (open_cents * hundredths + 5_000) // 10_000
-            else:
-                off = min(left, open_cents)
-                left -= off
-            line["discount_amounts"].append({"amount": off, "discount": discount_id})
-            taken += off
-        totals.append({"amount": taken, "discount": discount_id})
-    invoice["total_discount_amounts"] = totals
-    return sum(each["amount"] for each in totals)
 
 
 def finalize(world: World, invoice: Json, *, collects: bool) -> None:
@@ -291,7 +260,7 @@ def finalize(world: World, invoice: Json, *, collects: bool) -> None:
     invoice["status_transitions"]["finalized_at"] = invoice["effective_at"] = world.now_s
     invoice["hosted_invoice_url"] = f"{world.base_url}/pay/invoice/{invoice['id']}"
     invoice["invoice_pdf"] = f"{world.base_url}/pay/invoice/{invoice['id']}/pdf"
-    _spend_once_discounts(world, invoice)
+    discounts.spend(world, invoice, standing.subscription_of(world, invoice))
     world.emit("invoice.finalized", invoice)
     world.changed("invoice.updated", invoice, before)
     if used_balance:
@@ -303,23 +272,6 @@ def finalize(world: World, invoice: Json, *, collects: bool) -> None:
         world.emit("invoice.sent", invoice)
     elif collects:
         collect(world, invoice)
-
-
-def _has_ended(world: World, discount_id: str) -> bool:
-    end_s = world.get("discount", discount_id)["end"]
-    return end_s is not None and end_s <= world.now_s
-
-
-def _spend_once_discounts(world: World, invoice: Json) -> None:
-    subscription = standing.subscription_of(world, invoice)
-    if subscription is None:
-        return
-    for discount_id in list(subscription["discounts"]):
-        discount = world.get("discount", discount_id)
-        coupon = world.find(discount["source"]["coupon"])
-        if _has_ended(world, discount_id) or (coupon is not None and coupon["duration"] == "once"):
-            subscription["discounts"].remove(discount_id)
-            world.emit("customer.discount.deleted", discount)
 
 
 def collect(world: World, invoice: Json) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from meterd.testing.fake_stripe import shapes
+from meterd.testing.fake_stripe import discounts, shapes
 from meterd.testing.fake_stripe.clock import boundary_after
 from meterd.testing.fake_stripe.errors import Json, bad_param, missing_param
 from meterd.testing.fake_stripe.world import World, merge_metadata
@@ -24,18 +24,31 @@ def recurring_price(world: World, price_id: str, where: str) -> Json:
     return price
 
 
-def new_item(world: World, subscription_id: str, given: Json, where: str) -> Json:
+def new_item(world: World, subscription: Json, given: Json, where: str) -> Json:
     """Return an item from its parameters, not yet given a period."""
     if "price" not in given:
         raise missing_param(f"{where}[price]")
     item = shapes.subscription_item(
-        world.new_id("si"), subscription_id=subscription_id, now_s=world.now_s
+        world.new_id("si"), subscription_id=subscription["id"], now_s=world.now_s
     )
     set_price(item, recurring_price(world, given["price"], f"{where}[price]"))
     item["quantity"] = given.get("quantity", 1)
     if "metadata" in given:
         merge_metadata(item, given["metadata"])
+    set_discounts(world, subscription, item, given)
     return item
+
+
+def set_discounts(world: World, subscription: Json, item: Json, given: Json) -> None:
+    """Replace an item's discounts, if its parameters name any."""
+    if "discounts" in given:
+        discounts.set_discounts(
+            world,
+            item,
+            given["discounts"],
+            customer_id=subscription["customer"],
+            names={"subscription_item": item["id"]},
+        )
 
 
 def set_price(item: Json, price: Json) -> None:

@@ -85,6 +85,12 @@ def _catalog() -> list[Route]:
         ),
         _route("DELETE", "/v1/customers/{}", "CustomerDeleteParams", catalog.delete_customer),
         _route(
+            "DELETE",
+            "/v1/customers/{}/discount",
+            "CustomerDeleteDiscountParams",
+            catalog.delete_customer_discount,
+        ),
+        _route(
             "POST", "/v1/products", "ProductCreateParams", catalog.create_product, f"{_PRODUCT} id"
         ),
         _route(
@@ -130,7 +136,8 @@ def _catalog() -> list[Route]:
             "/v1/coupons",
             "CouponCreateParams",
             catalog.create_coupon,
-            "amount_off currency duration duration_in_months id metadata name percent_off",
+            "amount_off applies_to currency duration duration_in_months id metadata name"
+            " percent_off",
         ),
         _route("GET", "/v1/coupons", "CouponListParams", catalog.list_coupons, LISTING),
         _route("GET", "/v1/coupons/{}", "CouponRetrieveParams", catalog.retrieve_coupon),
@@ -206,7 +213,7 @@ def _billing() -> list[Route]:
             "/v1/subscription_items/{}",
             "SubscriptionItemUpdateParams",
             subscriptions_api.update_subscription_item,
-            "metadata off_session payment_behavior"
+            "discounts metadata off_session payment_behavior"
             " price proration_behavior proration_date quantity",
         ),
         _route(

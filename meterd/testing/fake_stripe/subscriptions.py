@@ -51,7 +51,7 @@ def create(world: World, params: Json, *, via_checkout: bool = False) -> Json:
     if len(wanted) > ITEMS_MAX:
         raise bad_param(f"A subscription can have at most {ITEMS_MAX} items.", "items")
     subscription["items"]["data"] = [
-        items.new_item(world, subscription["id"], each, f"items[{index}]")
+        items.new_item(world, subscription, each, f"items[{index}]")
         for index, each in enumerate(wanted)
     ]
     items.check_together(subscription)

@@ -85,7 +85,7 @@ def retrieve_subscription_item(world: World, _params: Json, item_id: str) -> Jso
 def update_subscription_item(world: World, params: Json, item_id: str) -> Json:
     """POST /v1/subscription_items/{id}: the same as an update of its subscription."""
     subscription = _item_owner(world, item_id)
-    of_item = {"price", "quantity", "metadata"}
+    of_item = {"discounts", "metadata", "price", "quantity"}
     given = {name: value for name, value in params.items() if name in of_item}
     rest = {name: value for name, value in params.items() if name not in {*of_item, "expand"}}
     changes.update(world, subscription, {**rest, "items": [{"id": item_id, **given}]})

@@ -97,6 +97,8 @@ class Hidden:
     """Subscriptions being created: their first payment decides the status they start with."""
     session_plans: dict[str, Json] = attrs.field(factory=dict)
     """Checkout session → the request that made it."""
+    applies_to: dict[str, Json] = attrs.field(factory=dict)
+    """Coupon → the products that it is for; sent only when it is asked for."""
 
 
 class World:

@@ -310,6 +310,29 @@ async def test_a_customer_that_is_linked_is_followed_although_nothing_was_ever_h
     assert {kept.state for kept in setup.inbox.events.values()} == {"done"}
 
 
+async def test_a_customers_discount_is_news_of_its_subscriptions_and_a_strangers_is_not(
+    setup: Setup, autojump_clock: MockClock
+) -> None:
+    """The event names no subscription; other customers of the account are not looked up."""
+    await setup.kernel.store.claim_customer("org_1", "cus_1")
+    await setup.kernel.organizations.ask("org_1", make_change(stripe_customer_id="cus_1"))
+    theirs = {"id": "di_1", "object": "discount", "customer": "cus_1", "subscription": None}
+    kind = "customer.discount.created"
+    await setup.deliver(make_payload("evt_1", kind, found=theirs))
+    await setup.deliver(make_payload("evt_2", kind, found={**theirs, "customer": "cus_9"}))
+    await setup.deliver(make_payload("evt_3", kind, found=theirs, livemode=True))
+    await trio.sleep(1)
+
+    outcomes = {key: kept.outcome for key, kept in setup.inbox.events.items()}
+    assert outcomes == {
+        "evt_1": "applied",
+        "evt_1_sub_1": "applied",
+        "evt_2": "unknown_customer",
+        "evt_3": "wrong_livemode",
+    }
+    assert setup.shelf.reads == ["sub_1"]
+
+
 async def test_object_that_is_not_there_yet_is_asked_for_again(
     setup: Setup, autojump_clock: MockClock
 ) -> None:

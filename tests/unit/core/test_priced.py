@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
@@ -77,7 +78,7 @@ COUPON = {"id": "c", "percent_off": 12.5, "amount_off": None, "duration": "forev
 def test_a_coupon_is_found_wherever_an_api_version_puts_it(fields: dict[str, object]) -> None:
     """A mirror holds objects of the version that was current when they were sent."""
     assert priced(**fields).discounts == (Discount(percent_off=Decimal("12.5")),)
-    assert not priced(**fields).is_unknown
+    assert not priced(**fields).is_unknown(0)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,8 @@ def test_a_discount_is_a_share_or_an_amount_or_unknown(
     """What cannot be understood is told, never taken for no discount."""
     found = priced(discounts=[{"id": "di_1", "source": {"coupon": coupon}}])
 
-    assert found.discounts == (() if discount is None else (discount,))
-    assert found.has_unknown_discount is (discount is None)
+    assert found.discounts == (discount or Discount(),)
+    assert found.is_unknown(0) is (discount is None)
 
 
 def test_a_discount_counts_up_to_its_end() -> None:
@@ -120,6 +121,39 @@ def test_a_discount_that_is_not_in_the_object_makes_the_value_unknown() -> None:
     """Known by its id only, or of one line: a report that ignores it would show too much."""
     items = {"data": [{"id": "si_1", "discounts": ["di_2"], "price": price("1", "day", 1, "")}]}
 
-    assert priced(discounts=["di_1"]).is_unknown
-    assert priced(items=items).is_unknown
-    assert not priced(discounts=None, discount=None).is_unknown
+    assert priced(discounts=["di_1"]).is_unknown(0)
+    assert priced(items=items).is_unknown(0)
+    assert not priced(discounts=None, discount=None).is_unknown(0)
+
+
+def discount_json(**coupon: object) -> dict[str, object]:
+    """Return a discount as Stripe shows it expanded."""
+    whole = {"id": "c", "object": "coupon", "duration": "forever", "percent_off": None} | coupon
+    return {"id": "di_1", "object": "discount", "source": {"type": "coupon", "coupon": whole}}
+
+
+def test_discounts_are_read_from_the_item_the_subscription_and_the_customer() -> None:
+    """Each where Stripe has it; an amount in another currency cannot be told."""
+    half = discount_json(percent_off=50.0)
+    dollars = discount_json(amount_off=900, currency="usd")
+    in_both = discount_json(
+        amount_off=900, currency="usd", currency_options={"eur": {"amount_off": 800}}
+    )
+    seat = {**price("4900", "month", 1, "licensed"), "product": "prod_1"}
+
+    def worth(of_item: object, of_subscription: object, of_customer: object) -> Fraction | None:
+        found = priced(
+            status="active",
+            customer={"id": "cus_1", "discount": of_customer},
+            items={"data": [{"id": "si_1", "price": seat, "discounts": of_item}]},
+            discounts=of_subscription,
+        )
+        return None if found.is_unknown(0) else subscription_cents(found, 0)
+
+    assert worth([half], [], None) == 2_450
+    assert worth([], [in_both], None) == 4_100
+    assert worth([], [], half) == 2_450
+    assert worth([half], [half], half) == 1_225
+    assert worth([], [], dollars) is None
+    of_other = discount_json(percent_off=50, applies_to={"products": ["prod_2"]})
+    assert worth([], [of_other], half) == 4_900

@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from fractions import Fraction
 
+import attrs
 import pytest
 from hypothesis import given, strategies as st
 
@@ -114,6 +115,35 @@ def test_recurring_discounts_are_deducted_and_once_or_over_is_not() -> None:
     assert subscription_cents(generous, 0) == 0
 
 
+def test_discounts_come_off_the_item_then_the_subscription_and_the_customers_only_alone() -> None:
+    """Nine off the seats, then half of everything: 20 + (49 - 9), halved; order matters."""
+    half, nine = Discount(percent_off=Decimal(50)), Discount(amount_off_cents=900)
+    seats = make_item(4_900, discounts=(nine,))
+    other = make_item(2_000)
+    expired = attrs.evolve(half, ends_at_ms=1)
+
+    assert subscription_cents(make_subscription(seats, other, discounts=(half,)), 1) == 3_000
+    both = make_subscription(seats, other, discounts=(half,), customer_discounts=(nine,))
+    assert subscription_cents(both, 1) == 3_000
+    after = attrs.evolve(both, discounts=(expired,))
+    assert subscription_cents(after, 1) == 5_100
+    assert subscription_cents(after, 0) == 3_000
+    greedy = make_item(500, discounts=(nine,))
+    assert subscription_cents(make_subscription(greedy, other), 1) == 2_000
+
+
+def test_a_coupon_for_some_products_leaves_the_others_alone() -> None:
+    """Sixty off an add-on of fifty a month takes the fifty, not ten of the plan."""
+    plan = make_item(4_900, product_id="prod_plan")
+    extra = make_item(5_000, product_id="prod_extra")
+    sixty = Discount(amount_off_cents=6_000, products=frozenset({"prod_extra"}))
+    half_of_plan = Discount(percent_off=Decimal(50), products=frozenset({"prod_plan"}))
+
+    assert subscription_cents(make_subscription(plan, extra, discounts=(sixty,)), 0) == 4_900
+    assert subscription_cents(make_subscription(plan, extra, discounts=(half_of_plan,)), 0) == 7_450
+    assert subscription_cents(make_subscription(extra, discounts=(half_of_plan,)), 0) == 5_000
+
+
 def test_an_enterprise_without_a_subscription_is_worth_its_contract_and_others_nothing() -> None:
     """A plan that an operator gave away is no revenue."""
 
@@ -201,9 +231,17 @@ def test_cents_that_are_missing_go_to_the_largest_remainders() -> None:
 
 def test_what_cannot_be_told_is_said_to_be_unknown() -> None:
     """A tiered price, or a discount known by its id only, must not pass for zero."""
-    assert make_subscription(make_item(unit_amount_cents=None)).is_unknown
-    assert make_subscription(has_unknown_discount=True).is_unknown
-    assert not make_subscription(make_item(unit_amount_cents=None, is_metered=True)).is_unknown
+    untold = (Discount(),)
+    metered = make_item(unit_amount_cents=None, is_metered=True)
+    quarter = (Discount(percent_off=Decimal(25)),)
+
+    assert make_subscription(make_item(unit_amount_cents=None)).is_unknown(0)
+    assert make_subscription(discounts=untold).is_unknown(0)
+    assert make_subscription(customer_discounts=untold).is_unknown(0)
+    assert make_subscription(make_item(discounts=untold)).is_unknown(0)
+    assert not make_subscription(metered).is_unknown(0)
+    assert not make_subscription(discounts=quarter, customer_discounts=untold).is_unknown(0)
+    assert not make_subscription(discounts=(Discount(ends_at_ms=5),)).is_unknown(5)
 
 
 def test_movements_are_told_apart_by_what_was_before() -> None:

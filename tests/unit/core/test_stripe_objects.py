@@ -43,6 +43,17 @@ SUBSCRIPTION: dict[str, Any] = {
 }
 
 
+def test_discounts_are_known_by_their_ids_expanded_or_not() -> None:
+    """Reconciliation lists them by id only; one that came or went makes a difference."""
+    expanded = {**SUBSCRIPTION, "discounts": [{"id": "di_1", "object": "discount"}]}
+    by_id, none = {**SUBSCRIPTION, "discounts": ["di_1"]}, {**SUBSCRIPTION, "discounts": []}
+    [item] = SUBSCRIPTION["items"]["data"]
+    of_item = {**none, "items": {"data": [{**item, "discounts": ["di_2"]}]}}
+
+    assert read_subscription(expanded) == read_subscription(by_id)
+    assert read_subscription(none) not in {read_subscription(by_id), read_subscription(of_item)}
+
+
 def test_subscription_is_read_in_its_present_shape() -> None:
     """Periods on the items, decimals as text."""
     found = read_subscription(SUBSCRIPTION)
