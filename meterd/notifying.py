@@ -16,7 +16,6 @@ from meterd.adapters.asyncio_thread import AsyncioThread
 from meterd.adapters.key_set import HttpKeySet
 from meterd.adapters.postgres.pool import PostgresPools
 from meterd.adapters.postgres.webhooks import PostgresWebhooks
-from meterd.adapters.redis.quotas import open_redis_quotas
 from meterd.adapters.sealing import Sealer
 from meterd.adapters.webhook_sender import HttpsSender, checked_url
 from meterd.config import Config
@@ -56,6 +55,9 @@ async def quota_sink(portal: AsyncioThread, config: Config) -> AsyncIterator[Quo
     if config.redis_url is None:
         yield None
         return
+    # Its client library takes longer to load than the rest of the start without a database.
+    from meterd.adapters.redis.quotas import open_redis_quotas  # noqa: PLC0415
+
     async with open_redis_quotas(portal, config.redis_url.get_secret_value()) as sink:
         yield sink
 

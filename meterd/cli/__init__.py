@@ -2,19 +2,22 @@
 
 Rule 1: a module `meterd/cli/<name>.py` with a click command called `command` is the command
 `meterd <name>` (underscores become dashes); modules that begin with an underscore are not.
-Rule 2: modules are imported when their command is asked for: `meterd version` loads no server.
+Rule 2: modules are imported when their command is asked for: `meterd version` loads no server,
+and `meterd --help` reads what each command does from its source.
 Rule 3: exit codes are decided here and nowhere else. A command returns None (0) or an ExitCode,
 or raises a MeterdError; Trio's exception groups are looked into.
 """
 
 from __future__ import annotations
 
+import ast
 import enum
 import importlib
 import os
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -52,6 +55,21 @@ class Commands(click.Group):
         command = module.command
         assert isinstance(command, click.Command), module
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each command with the first sentence of its help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _summary(name)) for name in self.list_commands(ctx)])
+
+
+def _summary(name: str) -> str:
+    """Return the first sentence of a command's help, without importing what it runs."""
+    source = Path(__file__).with_name(f"{name.replace('-', '_')}.py").read_text("utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "command":
+            paragraph = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+            return paragraph.partition(". ")[0].rstrip(".")
+    return ""
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -7,10 +7,12 @@ two processes that start together migrate it once.
 Rule 3: a database written by a newer meterd is refused. Nothing is ever downgraded.
 Rule 4: what a revision said when it was run is kept as a checksum; one that was edited since is
 refused, because two databases of the same revision must be the same.
+Rule 5: Alembic is loaded when a revision has to be run: most starts find nothing to do.
 """
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import hashlib
@@ -22,9 +24,6 @@ from typing import Any
 
 import asyncpg
 import attrs
-from alembic.operations import Operations
-from alembic.runtime.migration import MigrationContext
-from alembic.script import Script, ScriptDirectory
 
 from meterd.adapters.asyncio_thread import AsyncioThread
 from meterd.adapters.postgres.errors import translated
@@ -107,11 +106,20 @@ class Migrations:
 
     def _revisions(self) -> tuple[Revision, ...]:
         """Return all revisions that this meterd knows, oldest first."""
-        directory = ScriptDirectory(str(self.scripts))
-        return tuple(_revision(script) for script in directory.walk_revisions())[::-1]
+        files = (self.scripts / "versions").glob("[0-9]*.py")
+        followers = {revision.down_id: revision for revision in map(_revision, files)}
+        line: list[Revision] = []
+        while (step := followers.pop(line[-1].id if line else None, None)) is not None:
+            line.append(step)
+        assert not followers, "revisions are one line without branches"
+        return tuple(line)
 
     def _text_of(self, step: Revision) -> str:
         """Return the SQL of one step, with the change of the version table at its end."""
+        from alembic.operations import Operations  # noqa: PLC0415  # rule 5
+        from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
+        from alembic.script import ScriptDirectory  # noqa: PLC0415
+
         directory = ScriptDirectory(str(self.scripts))
         text = io.StringIO()
 
@@ -148,15 +156,21 @@ async def assert_can_migrate(migrations: Migrations) -> None:
         )
 
 
-def _revision(script: Script) -> Revision:
-    down_id = script.down_revision
-    assert down_id is None or isinstance(down_id, str), "revisions are one line without branches"
-    said = Path(script.path).with_suffix(".sql").read_bytes()
+def _revision(path: Path) -> Revision:
+    """Read what a revision says of itself, without running it."""
+    tree = ast.parse(path.read_text("utf-8"))
+    said = {
+        target.id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
     return Revision(
-        id=script.revision,
-        down_id=down_id,
-        title=script.doc.rstrip("."),
-        sha256=hashlib.sha256(said).hexdigest(),
+        id=said["revision"],
+        down_id=said["down_revision"],
+        title=(ast.get_docstring(tree) or path.stem).partition("\n")[0].rstrip("."),
+        sha256=hashlib.sha256(path.with_suffix(".sql").read_bytes()).hexdigest(),
     )
 
 

@@ -230,3 +230,35 @@ def test_a_configuration_file_that_is_missing_costs_one_line(tmp_path: Path) -> 
 
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == f"meterd: There is no file {missing}: correct --config.\n"
+
+
+def test_nothing_is_loaded_that_the_command_does_not_need() -> None:
+    """Help is read from sources; a start without Redis whose tables are new migrates nothing."""
+    probe = (
+        "import sys, meterd.cli as cli, click\n"
+        "cli.group.get_help(click.Context(cli.group))\n"
+        "print(sorted(name for name in sys.modules if name.startswith('meterd.')))\n"
+        "import meterd.cli.serve\n"
+        "print(sorted({'alembic', 'sqlalchemy', 'redis'} & set(sys.modules)))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.splitlines() == ["['meterd.cli', 'meterd.errors']", "[]"]
+
+
+def test_help_says_of_each_command_what_its_own_help_says_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The list is made from sources, and no command is missing or cut short."""
+    run("--help")
+    listed = " ".join(capsys.readouterr().out.split())
+
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        assert command.help, name
+        first = " ".join(command.help.partition("\n\n")[0].split()).partition(". ")[0]
+        assert f"{name} {first.rstrip('.')}" in listed, name
