@@ -14,6 +14,7 @@ from meterd.actors.scheduler import JobBusyError, JobUnknownError, JobView, Sche
 from meterd.core.books import BookFinding
 from meterd.core.schedule import JobRun
 from meterd.core.units import INSTANT_MS_MAX, rfc3339
+from meterd.errors import Problem, RequestInvalidError
 from meterd.observe.log import masked
 from meterd.reporting.figures import StoredReport
 from meterd.web.problems import ProblemError
@@ -24,6 +25,7 @@ from meterd.web.requests import (
     limit_in,
     make_cursor,
     operator,
+    page_of,
     query,
     response,
     services,
@@ -60,9 +62,11 @@ def _scheduler() -> Scheduler:
 async def show_jobs() -> Response:
     """List the jobs with their last run and the next."""
     await operator()
-    query()
-    data = [_job_object(view) for view in await _scheduler().jobs()]
-    return response(json_reply(200, Page(data=data)))
+    parameters = query("limit", "cursor")
+    numbered = enumerate(await _scheduler().jobs())
+    page, cursor = page_of(numbered, parameters, place=lambda one: (one[0], one[1].name))
+    content = Page(data=[_job_object(view) for _, view in page], next_cursor=cursor)
+    return response(json_reply(200, content))
 
 
 @admin_books.get("/jobs/<name>/runs")
@@ -151,6 +155,8 @@ async def show_revenue() -> Response:
     if date is None:
         revenue = await _books().reports.revenue()
         return response(json_reply(200, _revenue_object(revenue)))
+    if day_of(date) is None:
+        raise RequestInvalidError([Problem("/date", "must be a day such as 2026-02-28")])
     content = json.loads((await _report(date, is_anew=False)).content_json)
     if content["revenue"] is None:
         raise ProblemError("report_unknown")

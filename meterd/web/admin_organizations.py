@@ -40,6 +40,7 @@ from meterd.web.requests import (
     limit_in,
     make_cursor,
     operator,
+    page_of,
     query,
     response,
     services,
@@ -324,11 +325,15 @@ async def create_key(organization_id: str) -> Response:
 async def show_keys(organization_id: str) -> Response:
     """List an organization's keys, newest first, revoked ones too; never the key itself."""
     await operator()
-    query()
+    parameters = query("limit", "cursor")
     bundle = services()
     await bundle.organizations.view(_known_form(organization_id))
-    keys = await bundle.keyring.keys_of(organization_id)
-    return response(json_reply(200, Page(data=[_key_object(key) for key in keys])))
+    found = await bundle.keyring.keys_of(organization_id)
+    page, cursor = page_of(
+        found, parameters, place=lambda key: (key.created_at_ms, key.id), newest_first=True
+    )
+    content = Page(data=[_key_object(key) for key in page], next_cursor=cursor)
+    return response(json_reply(200, content))
 
 
 @admin_organizations.delete("/organizations/<organization_id>/keys/<key_id>")

@@ -10,7 +10,7 @@ from meterd.web.customer_shapes import key_object, new_key
 from meterd.web.idempotency import effect_id, is_retry
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply
-from meterd.web.requests import body_as, member, query, response, services
+from meterd.web.requests import body_as, member, page_of, query, response, services
 from meterd.web.schema import NewKeyBody
 from meterd.web.shapes import Page
 
@@ -27,9 +27,13 @@ keys = Blueprint("keys", __name__)
 async def show_all() -> Response:
     """List the organization's keys, newest first, revoked ones too."""
     organization_id, _ = await member(MANAGE)
-    query()
+    parameters = query("limit", "cursor")
     found = await services().keyring.keys_of(organization_id)
-    return response(json_reply(200, Page(data=[key_object(key) for key in found])))
+    page, cursor = page_of(
+        found, parameters, place=lambda key: (key.created_at_ms, key.id), newest_first=True
+    )
+    content = Page(data=[key_object(key) for key in page], next_cursor=cursor)
+    return response(json_reply(200, content))
 
 
 @keys.post("/v1/keys")

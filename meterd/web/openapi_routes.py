@@ -243,6 +243,7 @@ CUSTOMER_ROUTES: Final = (
         method="GET",
         path="/v1/keys",
         scopes=MANAGE,
+        query=PAGING,
         answers={200: PageOf(KeyObject)},
     ),
     Route(
@@ -264,6 +265,7 @@ CUSTOMER_ROUTES: Final = (
         method="GET",
         path=_ENDPOINTS,
         scopes=MANAGE,
+        query=PAGING,
         answers={200: PageOf(EndpointObject)},
         problems=("*",),
     ),
@@ -407,6 +409,7 @@ OPERATOR_ROUTES: Final = (
         method="GET",
         path=f"{_ORGANIZATION}/keys",
         scopes=ADMIN,
+        query=PAGING,
         answers={200: PageOf()},
         problems=("organization_unknown",),
     ),
@@ -524,7 +527,7 @@ OPERATOR_ROUTES: Final = (
         )
         for verb in ("release", "void")
     ),
-    Route(method="GET", path="/admin/v1/jobs", scopes=ADMIN, answers={200: PageOf()}),
+    Route(method="GET", path="/admin/v1/jobs", scopes=ADMIN, query=PAGING, answers={200: PageOf()}),
     Route(
         method="GET",
         path="/admin/v1/jobs/<name>/runs",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import parse_qsl
 
@@ -27,6 +27,7 @@ from meterd.web.services import WebServices
 
 
 T = TypeVar("T", bound=msgspec.Struct)
+Item = TypeVar("Item")
 
 SERVICES: Final = "meterd.services"
 
@@ -181,6 +182,26 @@ def cursor_in(parameters: Mapping[str, str], kinds: tuple[type, ...]) -> list[An
     if not isinstance(parts, list) or not _are_position(parts, kinds):
         raise RequestInvalidError([Problem("/cursor", "must be a `next_cursor` of this list")])
     return parts
+
+
+def page_of(
+    found: Iterable[Item],
+    parameters: Mapping[str, str],
+    *,
+    place: Callable[[Item], tuple[int, str]],
+    newest_first: bool = False,
+) -> tuple[list[Item], str | None]:
+    """Return the page asked for of a list that is short enough to be read whole, and its cursor.
+
+    `place` is what the list is sorted by: when, and which. Errors: RequestInvalidError.
+    """
+    limit, after = limit_in(parameters), cursor_in(parameters, (int, str))
+    items = sorted(found, key=place, reverse=newest_first)
+    if after is not None:
+        end = (after[0], after[1])
+        items = [one for one in items if place(one) != end and (place(one) < end) is newest_first]
+    cursor = make_cursor(*place(items[limit - 1])) if len(items) > limit else None
+    return items[:limit], cursor
 
 
 def _are_position(parts: list[Any], kinds: tuple[type, ...]) -> bool:

@@ -32,6 +32,7 @@ from meterd.web.requests import (
     limit_in,
     make_cursor,
     member,
+    page_of,
     query,
     response,
     services,
@@ -80,11 +81,13 @@ def _shown(endpoint: WebhookEndpoint | None) -> Reply:
 
 @webhook_endpoints.get(PREFIX)
 async def show_all() -> Response:
-    """List the organization's endpoints."""
+    """List the organization's endpoints, oldest first."""
     organization_id, _ = await member(MANAGE)
-    query()
+    parameters = query("limit", "cursor")
     found = await _hooks().store.endpoints(organization_id)
-    return response(json_reply(200, Page(data=[endpoint_object(each) for each in found])))
+    page, cursor = page_of(found, parameters, place=lambda each: (each.created_at_ms, each.id))
+    content = Page(data=[endpoint_object(each) for each in page], next_cursor=cursor)
+    return response(json_reply(200, content))
 
 
 @webhook_endpoints.post(PREFIX)

@@ -95,7 +95,15 @@ async def check_reports(http: httpx.AsyncClient) -> None:
     assert "<b>" not in text.text
     for unknown in ("2999-01-01", "yesterday", "2026-02-30"):
         assert (await http.get(f"/admin/v1/reports/{unknown}")).status_code == 404
+    none = await http.get("/admin/v1/revenue", params={"date": "2999-01-01"})
+    nonsense = await http.get("/admin/v1/revenue", params={"date": "yesterday"})
+    assert (none.status_code, nonsense.status_code) == (404, 422)
     assert (await http.post("/admin/v1/jobs/nothing/run")).status_code == 404
+    first = (await http.get("/admin/v1/jobs", params={"limit": 1})).json()
+    others = (await http.get("/admin/v1/jobs", params={"cursor": first["next_cursor"]})).json()
+    whole = (await http.get("/admin/v1/jobs")).json()
+    assert first["data"] + others["data"] == whole["data"]
+    assert others["next_cursor"] is None
 
 
 async def test_an_organizations_key_sees_nothing_of_the_books(database_url: str) -> None:

@@ -25,7 +25,7 @@ from meterd.actors.keyring import Principal
 from meterd.actors.sessions import Sessions
 from meterd.adapters.key_set import HttpKeySet
 from meterd.errors import KeySetUnavailableError, StoreUnavailableError
-from tests.served import PAGE, TrioClock, World, open_world
+from tests.served import ADMIN_KEY, PAGE, TrioClock, World, open_world
 
 
 ISSUER = "https://clerk.example.com"
@@ -353,6 +353,29 @@ async def test_keys_of_ones_own_organization_are_made_listed_and_revoked() -> No
             if owner == "org_1" and entry.action.startswith("key.")
         ]
         assert audited == [("clerk:user_1", "key.create"), ("clerk:user_1", "key.revoke")]
+
+
+async def test_lists_of_keys_are_read_page_by_page() -> None:
+    """Revoked keys stay listed, so the list only grows; a page is bounded as everywhere."""
+    async with open_world() as world:
+        await world.add()
+        manager = await world.key("manage")
+        for number in range(4):
+            body = {"scopes": ["read"], "name": f"key {number}"}
+            assert (await world.ask("POST", "/v1/keys", manager, content=body)).status_code == 201
+        for path, asker in (
+            ("/v1/keys", manager),
+            ("/admin/v1/organizations/org_1/keys", ADMIN_KEY),
+        ):
+            whole = (await world.ask("GET", path, asker)).data
+            first = (await world.ask("GET", f"{path}?limit=2", asker)).data
+            cursor = first["next_cursor"]
+            rest = (await world.ask("GET", f"{path}?limit=1000&cursor={cursor}", asker)).data
+
+            assert whole["next_cursor"] is rest["next_cursor"] is None
+            assert len(first["data"]) == 2
+            assert first["data"] + rest["data"] == whole["data"]
+            assert (await world.ask("GET", f"{path}?limit=0", asker)).status_code == 422
 
 
 async def test_an_organization_makes_a_bounded_number_of_keys(
