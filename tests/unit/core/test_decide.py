@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, ItemsView, Iterator
 
@@ -7,27 +8,19 @@ import attrs
 import pytest
 
 from meterd.core.commands import (
-    Adjusted,
     Beat,
-    CreditExceedsUsage,
-    Done,
-    ExceedsHardLimit,
     Finished,
     FinishTask,
     Heartbeat,
-    NeedsPeriod,
     NeedsTask,
-    PeriodUnknown,
-    ProfileChanged,
+    Notified,
     Recalled,
-    RecalledPeriod,
     Started,
     StartTask,
     TaskClosed,
     TaskConflict,
     TaskLost,
     TaskUnknown,
-    TermsChanged,
     Tick,
 )
 from meterd.core.organization import DenialReason, Hold, OrganizationState
@@ -36,22 +29,16 @@ from meterd.core.slowing import STEADY
 from meterd.core.task import Plausibility, Task, TaskOutcome, TaskState
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 from tests.organizations import (
-    APRIL_MS,
     MARCH_MS,
     NOON_MS,
     drive,
-    make_adjust,
     make_change,
     make_finish,
     make_info,
-    make_period,
     make_rules,
     make_start,
     make_state,
-    make_terms,
-    run_to,
     start,
-    start_denied,
 )
 
 
@@ -143,6 +130,10 @@ def test_a_claim_ahead_of_time_is_cut_reported_or_taken(
     assert (decision.outcome.task.elapsed_ms, decision.outcome.clamped) == (accepted_ms, clamped)
     assert decision.facts is not None
     assert [finding.kind for finding in decision.facts.findings] == kinds
+    for finding in decision.facts.findings:
+        assert finding.detail_json == (
+            '{"claimed_ms":60000,"plausible_ms":15000,"task_id":"task_1"}'
+        )
     assert findings(state, Heartbeat("task_1", 80_000), NOON_MS + 20_000) == []
 
 
@@ -192,11 +183,18 @@ def test_reporting_under_90_percent_for_five_minutes_is_found() -> None:
         start(state)
         found = []
         for seconds in range(10, 310, 10):
-            found += findings(
-                state, Heartbeat("task_1", seconds * 10 * percent), NOON_MS + seconds * 1_000
+            report = Heartbeat("task_1", seconds * 10 * percent)
+            facts = drive(state, report, NOON_MS + seconds * 1_000).facts
+            assert facts is not None
+            found += facts.findings
+        assert [finding.kind for finding in found] == kinds
+        for finding in found:
+            assert finding.detail_json == (
+                '{"agent_id":"agent_1","observed_ms":300000,"reported_ms":267000,'
+                '"task_id":"task_1"}'
             )
-        assert found == kinds
-        assert state.running["task_1"].pace_from_ms == NOON_MS + 300_000
+        task = state.running["task_1"]
+        assert (task.pace_from_ms, task.pace_elapsed_ms) == (NOON_MS + 300_000, task.elapsed_ms)
 
 
 def test_a_finished_task_takes_no_more_reports() -> None:
@@ -301,7 +299,18 @@ def test_a_lost_task_that_reports_is_metered_and_resumed() -> None:
     answer = beat(state, now_ms - NOON_MS, now_ms + 1)
 
     assert (answer.stop, answer.task.state) == (None, TaskState.RUNNING)
+    assert (answer.task.ended_at_ms, answer.task.metered_until_ms) == (None, now_ms + 1)
     assert (state.period.used_ms, state.agents) == (now_ms - NOON_MS, {"agent_1": 1})
+
+
+def test_a_lost_task_resumes_in_the_slot_its_agent_still_has() -> None:
+    """Another task of the agent holds it, so there is room whatever the limit."""
+    state = make_state(contract=Contract(agents=1))
+    now_ms = lost_at(state)
+    start(state, "task_2", now_ms=now_ms)
+
+    assert beat(state, 9_000, now_ms).stop is None
+    assert state.agents == {"agent_1": 2}
 
 
 def test_a_lost_task_without_slot_quota_or_favour_is_metered_and_stopped() -> None:
@@ -353,6 +362,50 @@ def test_a_repeated_start_says_whether_the_lost_task_takes_reports(
     assert (again.repeated, again.closed) == (True, is_closed)
 
 
+def test_a_lost_task_is_told_with_its_agent_and_its_last_sign_of_life() -> None:
+    """What whoever runs the agent needs to look for it."""
+    state = make_state()
+    start(state)
+    beat(state, 7_000, NOON_MS + 7_000)
+    notices = drive(state, Tick(), NOON_MS + 7_000 + MINUTE_MS).notices
+    [told] = [each.notification for each in notices if isinstance(each, Notified)]
+    data = json.loads(told.data_json)
+
+    assert told.kind.value == "task.lost"
+    assert (data["task_id"], data["agent_id"], data["elapsed_ms"]) == ("task_1", "agent_1", 7_000)
+    assert data["last_heartbeat_at"] == "2026-02-12T12:00:07Z"
+
+
+def test_a_finding_of_tasks_lost_at_zero_counts_them_and_names_agents() -> None:
+    """A dead host of thousands is one finding with a handful of names."""
+    state = make_state(Tier.ENTERPRISE)
+    for number in range(25):
+        start(state, f"t{number}", f"a{number:02}")
+    facts = drive(state, Tick(), NOON_MS + MINUTE_MS).facts
+
+    assert facts is not None
+    [finding] = facts.findings
+    assert json.loads(finding.detail_json) == {
+        "lost_at_zero": 25,
+        "agent_ids": [f"a{number:02}" for number in range(20)],
+    }
+
+
+def test_only_tasks_that_were_lost_at_zero_within_the_hour_are_counted() -> None:
+    """Neither one that had reported nor one of exactly an hour ago is a reason to look."""
+    state = make_state(Tier.ENTERPRISE)
+    for number in range(3):
+        start(state, f"t{number}")
+    start(state, "reported")
+    beat(state, 1_000, NOON_MS + 1_000, "reported")
+    drive(state, Tick(), NOON_MS + MINUTE_MS)
+    drive(state, Tick(), NOON_MS + MINUTE_MS + 1_000)
+    for late_ms, kinds in ((HOUR_MS, []), (HOUR_MS - 1, ["tasks_lost_at_zero"])):
+        later = copy.deepcopy(state)
+        start(later, "t9", now_ms=NOON_MS + late_ms)
+        assert findings(later, Tick(), NOON_MS + late_ms + MINUTE_MS) == kinds
+
+
 def test_more_than_three_tasks_an_hour_lost_at_zero_are_found_once() -> None:
     """An agent that starts, works and never reports."""
     state = make_state(Tier.PRO)
@@ -385,141 +438,3 @@ def test_the_next_period_opens_at_the_end_of_the_last() -> None:
     start(state, "task_2", now_ms=MARCH_MS - 5_000)
     drive(state, Tick(), MARCH_MS + 1)
     assert state.period.label == "2026-03"
-
-
-# --- administration -----------------------------------------------------------------------------
-
-
-def test_a_change_of_plan_reprices_nothing_that_ran() -> None:
-    """Pending time is recorded under the terms it ran under; the counter stays."""
-    state = make_state(Tier.ENTERPRISE)
-    start(state)
-    run_to(state, "task_1", NOON_MS + 5 * MINUTE_MS)
-    change = make_change(plan=Tier.STARTER, contract=Contract(agents=2))
-    decision = drive(state, change, NOON_MS + 5 * MINUTE_MS)
-
-    assert decision.facts is not None
-    assert [(row.terms_seq, row.quantity) for row in decision.facts.rows] == [(1, 5)]
-    assert TermsChanged(terms=state.terms) in decision.notices
-    assert (state.terms.seq, state.period.terms_seq, state.period.overage_minutes) == (2, 2, 5)
-    assert state.period.used_ms == 5 * MINUTE_MS
-
-
-def test_a_shrunken_limit_takes_no_slot_and_admits_nobody() -> None:
-    """Until the count is below it."""
-    state = make_state()
-    for number in range(3):
-        start(state, f"t{number}", f"a{number}")
-    drive(state, make_change(contract=Contract(agents=2)), NOON_MS)
-
-    assert len(state.agents) == 3
-    for number in range(2):
-        assert start_denied(state).reason is DenialReason.AGENT_LIMIT_REACHED
-        drive(state, make_finish(f"t{number}"), NOON_MS)
-    start(state, "t9", "a9")
-
-
-def test_a_change_that_changes_nothing_leaves_no_trace() -> None:
-    """Also when it is how an edited catalogue would take effect."""
-    state = make_state()
-    decision = drive(state, make_change(), NOON_MS)
-
-    assert (decision.outcome, decision.facts, decision.notices) == (Done(), None, ())
-
-
-def test_a_change_is_audited_with_before_and_after() -> None:
-    """Name, customer, holds, plan: who, why, from what to what."""
-    state = make_state()
-    change = make_change(name="Two", stripe_customer_id="cus_1", place=Hold.OPERATOR, trialing=True)
-    decision = drive(state, change, NOON_MS)
-
-    assert ProfileChanged(profile=state.profile) in decision.notices
-    assert (state.profile.name, state.profile.stripe_customer_id) == ("Two", "cus_1")
-    assert (state.profile.hold_reason, state.terms.trialing) == ("a test", True)
-    assert decision.facts is not None
-    assert decision.facts.audit is not None
-    after = json.loads(decision.facts.audit.after_json)
-    assert (after["holds"], after["terms_seq"], after["name"]) == (["operator"], 2, "Two")
-    assert json.loads(decision.facts.audit.before_json)["holds"] == []
-
-
-def test_the_two_holds_are_independent() -> None:
-    """Lifting one leaves the other; the reason goes with the last."""
-    state = make_state()
-    for hold in Hold:
-        drive(state, make_change(place=hold), NOON_MS)
-    drive(state, make_change(lift=Hold.OPERATOR), NOON_MS)
-    assert start_denied(state).reason is DenialReason.SUSPENDED
-    reasons = [state.profile.hold_reason]
-
-    drive(state, make_change(lift=Hold.PAYMENT), NOON_MS)
-    reasons.append(state.profile.hold_reason)
-    assert reasons == ["a test", None]
-    start(state)
-
-
-def test_an_adjustment_answers_with_its_own_rows() -> None:
-    """Pending time is recorded before it, in rows of its own."""
-    state = make_state()
-    start(state)
-    beat(state, 9_000, NOON_MS + 9_000)
-    decision = drive(state, make_adjust(MINUTE_MS), NOON_MS + 9_000)
-
-    assert isinstance(decision.outcome, Adjusted)
-    assert [row.quantity_ms for row in decision.outcome.rows] == [MINUTE_MS]
-    assert decision.facts is not None
-    assert [row.quantity_ms for row in decision.facts.rows] == [9_000, MINUTE_MS]
-    assert json.loads(decision.outcome.rows[0].metadata_json) == {"reason": "a test"}
-    assert decision.facts.audit is not None
-    assert json.loads(decision.facts.audit.after_json)["used_ms"] == 69_000
-
-
-@pytest.mark.parametrize(("offset_ms", "is_booked"), [(-1, True), (0, True), (1, False)])
-def test_adjustments_stay_between_nothing_and_the_hard_limit(
-    offset_ms: int, is_booked: bool
-) -> None:
-    """A credit of all that was used, a debit of all the room, and not a millisecond more."""
-    state = make_state(contract=Contract(agent_minutes=100), used_ms=MINUTE_MS)
-    room_ms = 109 * MINUTE_MS
-    debit = drive(state, make_adjust(room_ms + offset_ms), NOON_MS).outcome
-    assert (debit == ExceedsHardLimit(room_ms=room_ms)) is not is_booked
-
-    state = make_state(used_ms=MINUTE_MS)
-    credit = drive(state, make_adjust(-MINUTE_MS - offset_ms), NOON_MS).outcome
-    assert (credit == CreditExceedsUsage(used_ms=MINUTE_MS)) is not is_booked
-
-
-def test_past_a_shrunken_limit_there_is_no_room_but_credits() -> None:
-    """And nothing is negative in the answer."""
-    state = make_state(contract=Contract(agent_minutes=1), used_ms=5 * MINUTE_MS)
-
-    assert drive(state, make_adjust(1), NOON_MS).outcome == ExceedsHardLimit(room_ms=0)
-    assert isinstance(drive(state, make_adjust(-1), NOON_MS).outcome, Adjusted)
-    assert drive(state, make_adjust(0), NOON_MS).outcome == Adjusted(rows=())
-
-
-def test_a_closed_period_is_adjusted_by_its_label() -> None:
-    """From memory or recalled; under its own terms; the open one is not touched."""
-    state = make_state(Tier.ENTERPRISE, used_ms=9 * MINUTE_MS)
-    drive(state, Tick(), MARCH_MS)
-    drive(state, make_change(plan=Tier.FREE), MARCH_MS)
-    outcome = drive(state, make_adjust(MINUTE_MS, label="2026-02"), MARCH_MS + 5).outcome
-
-    assert isinstance(outcome, Adjusted)
-    assert [(row.terms_seq, row.at_ms) for row in outcome.rows] == [(1, MARCH_MS - 1)]
-    assert (state.closed_periods[0].overage_minutes, state.period.used_ms) == (1, 0)
-
-    needed = drive(state, make_adjust(-1, label="2025-12"), APRIL_MS).outcome
-    assert needed == NeedsPeriod(label="2025-12")
-    unknown = make_adjust(-1, label="2025-12", recalled=RecalledPeriod(None))
-    assert drive(state, unknown, APRIL_MS).outcome == PeriodUnknown()
-    old = attrs.evolve(
-        make_period(used_ms=9, at_ms=NOON_MS - 60 * DAY_MS), closed=True, terms_seq=1
-    )
-    recalled = RecalledPeriod((old, make_terms()))
-    decision = drive(state, make_adjust(-1, label="2025-12", recalled=recalled), APRIL_MS)
-    assert isinstance(decision.outcome, Adjusted)
-    assert decision.facts is not None
-    assert [(period.label, period.used_ms) for period in decision.facts.periods][:1] == [
-        ("2025-12", 8)
-    ]

@@ -111,6 +111,7 @@ def test_recurring_discounts_are_deducted_and_once_or_over_is_not() -> None:
     assert subscription_cents(yearly, 0) == 1_000 - 100
     free = make_item(0, Interval.YEAR)
     assert subscription_cents(make_subscription(free, make_item(), discounts=(fixed,)), 0) == 3_700
+    assert subscription_cents(make_subscription(free, discounts=(fixed,)), 0) == 0
     generous = make_subscription(discounts=(Discount(amount_off_cents=9_999),))
     assert subscription_cents(generous, 0) == 0
 
@@ -168,7 +169,9 @@ def test_an_enterprise_without_a_subscription_is_worth_its_contract_and_others_n
 def test_a_customer_is_shown_with_plan_status_and_currency() -> None:
     """The report's line of one organization; two currencies are never added up."""
     trial = make_subscription(id="sub_1", status=Status.TRIALING, currency="usd")
-    euros = make_subscription(id="sub_2", status=Status.PAST_DUE, currency="eur")
+    euros = make_subscription(
+        id="sub_2", status=Status.PAST_DUE, currency="eur", has_unknown_discount=True
+    )
     told = customer(
         organization_id="org_1",
         tier=Tier.PRO,
@@ -185,6 +188,7 @@ def test_a_customer_is_shown_with_plan_status_and_currency() -> None:
         origin=Origin.STRIPE,
         currency="eur",
         cents=Fraction(4_900),
+        is_unknown=True,
         has_paid=True,
     )
 
@@ -252,8 +256,10 @@ def test_movements_are_told_apart_by_what_was_before() -> None:
         make_customer("leaves", 50),
         make_customer("returns", 0, has_paid=True),
         make_customer("waits", 0),
+        *(make_customer(f"stays_{number}", 5) for number in range(9)),
     ]
     end = [
+        *(make_customer(f"stays_{number}", 5) for number in range(9)),
         make_customer("grows", 101),
         make_customer("shrinks", 1),
         make_customer("leaves", 0, has_paid=True),
