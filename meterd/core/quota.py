@@ -287,8 +287,8 @@ def next_wakeup_ms(state: OrganizationState, now_ms: int) -> int:
     if state.profile.past_due_since_ms is not None:
         wakeup_ms = min(wakeup_ms, grace_end_ms(state) or wakeup_ms)
     silent_at = silent_at_ms(state)
-    if silent_at is not None and silent_at < wakeup_ms:
-        wakeup_ms = silent_at
+    if silent_at is not None:
+        wakeup_ms = min(wakeup_ms, silent_at)
     burning = burning_tasks(state, now_ms)
     if burning:
         projected = projected_ms(state, now_ms)

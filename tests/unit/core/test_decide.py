@@ -23,7 +23,7 @@ from meterd.core.commands import (
     TaskUnknown,
     Tick,
 )
-from meterd.core.organization import DenialReason, Hold, OrganizationState
+from meterd.core.organization import DenialReason, Finding, Hold, OrganizationState
 from meterd.core.plan import Contract, Tier
 from meterd.core.slowing import STEADY
 from meterd.core.task import Plausibility, Task, TaskOutcome, TaskState
@@ -181,7 +181,7 @@ def test_reporting_under_90_percent_for_five_minutes_is_found() -> None:
     for percent, kinds in ((89, ["under_reporting"]), (90, [])):
         state = make_state()
         start(state)
-        found = []
+        found: list[Finding] = []
         for seconds in range(10, 310, 10):
             report = Heartbeat("task_1", seconds * 10 * percent)
             facts = drive(state, report, NOON_MS + seconds * 1_000).facts

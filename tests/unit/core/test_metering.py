@@ -144,6 +144,26 @@ def test_two_late_reports_of_one_decision_add_up_in_their_period() -> None:
     assert draft.period.used_ms == 2_000
 
 
+def test_time_after_an_instant_is_taken_off_to_the_millisecond() -> None:
+    """A period that turns out to have begun earlier gets its time, and only its."""
+    state = make_state()
+    begin_ms = NOON_MS + 5_000
+    for task_id, until_ms in (("t0", begin_ms), ("t1", begin_ms + 1), ("t2", begin_ms + 4_000)):
+        start(state, task_id, task_id)
+        drive(state, Heartbeat(task_id, until_ms - NOON_MS), until_ms)
+    draft = Draft(state, NOON_MS + MINUTE_MS)
+
+    assert draft.unbill_after(begin_ms) == [
+        ("t1", begin_ms, begin_ms + 1),
+        ("t2", begin_ms, begin_ms + 4_000),
+    ]
+    assert [(task.metered_ms, task.metered_until_ms) for task in draft.tasks.values()] == [
+        (5_000, begin_ms),
+        (5_000, begin_ms),
+    ]
+    assert draft.period.used_ms == 15_000
+
+
 @pytest.mark.parametrize("over_ms", [-1, 0, 1])
 def test_time_past_the_hard_limit_is_kept_and_never_billed(over_ms: int) -> None:
     """Its position moves past it: later room does not bill it."""

@@ -157,3 +157,9 @@ def test_discounts_are_read_from_the_item_the_subscription_and_the_customer() ->
     assert worth([], [], dollars) is None
     of_other = discount_json(percent_off=50, applies_to={"products": ["prod_2"]})
     assert worth([], [of_other], half) == 4_900
+
+
+@pytest.mark.parametrize("items", [None, [], {"data": None}, {"data": ["si_1"]}])
+def test_a_subscription_without_items_is_worth_nothing(items: object) -> None:
+    """An object of an odd shape ends in a number, not in a report that fails."""
+    assert subscription_cents(priced(items=items), 0) == 0

@@ -21,6 +21,7 @@ from meterd.core.plan import Contract, Tier
 from meterd.core.quota import (
     denial,
     is_due,
+    next_line_ms,
     next_wakeup_ms,
     projected_ms,
     quota_state,
@@ -255,6 +256,17 @@ def test_silence_from_before_a_start_burns_no_more_and_loses_nothing_at_once() -
     frozen_ms = NOON_MS + 50_000 + MINUTE_MS
     assert projected_ms(state, frozen_ms) == projected_ms(state, frozen_ms + 9)
     assert next_wakeup_ms(state, frozen_ms) == now_ms + MINUTE_MS
+
+
+def test_a_cap_that_is_reached_sets_no_timer() -> None:
+    """A timer for this very instant would go off again and again."""
+    state = make_state(contract=HUNDRED, used_ms=100 * MINUTE_MS)
+    limits = attrs.evolve(state.terms.limits, overage_cap_usd=Decimal("0.10"))
+    state.terms = attrs.evolve(state.terms, limits=limits)
+    cap_ms, hard_ms = 102 * MINUTE_MS, 110 * MINUTE_MS
+
+    lines = [next_line_ms(state, projected) for projected in (cap_ms - 1, cap_ms, hard_ms)]
+    assert lines == [cap_ms, hard_ms, None]
 
 
 def test_a_task_at_its_time_out_moves_no_timer() -> None:
