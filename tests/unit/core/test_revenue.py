@@ -169,9 +169,8 @@ def test_an_enterprise_without_a_subscription_is_worth_its_contract_and_others_n
 def test_a_customer_is_shown_with_plan_status_and_currency() -> None:
     """The report's line of one organization; two currencies are never added up."""
     trial = make_subscription(id="sub_1", status=Status.TRIALING, currency="usd")
-    euros = make_subscription(
-        id="sub_2", status=Status.PAST_DUE, currency="eur", has_unknown_discount=True
-    )
+    untold = (Discount(),)
+    euros = make_subscription(id="sub_2", status=Status.PAST_DUE, currency="eur", discounts=untold)
     told = customer(
         organization_id="org_1",
         tier=Tier.PRO,
