@@ -35,6 +35,7 @@ from meterd.core.organization import (
 )
 from meterd.core.plan import NO_CONTRACT, Contract, Terms, Tier, resolve
 from meterd.core.units import DAY_MS, MINUTE_MS
+from meterd.core.usage import Source
 from tests.organizations import (
     APRIL_MS,
     AUDITED,
@@ -294,6 +295,8 @@ def test_the_audit_log_says_what_an_adjustment_added_and_in_which_rows() -> None
 
     assert isinstance(decision.outcome, Adjusted)
     [row] = decision.outcome.rows
+    assert row.id == fact_id("rec", NOON_MS + 8_999, "org_1", 3, 1)
+    assert (row.source, row.at_ms, row.quantity_ms) == (Source.ADJUSTMENT, NOON_MS + 8_999, -5)
     entry = audit_of(decision.facts)
     assert (entry.action, entry.before_json, entry.after_json) == (
         "organization.adjust",
@@ -321,3 +324,4 @@ def test_where_the_cap_is_passed_already_there_is_no_room() -> None:
     state = capped_state("0", contract=contract, used_ms=100 * MINUTE_MS + 30_000)
 
     assert drive(state, make_adjust(1), NOON_MS).outcome == ExceedsOverageCap(room_ms=0)
+    assert drive(state, make_adjust(0), NOON_MS).outcome == Adjusted(rows=())
