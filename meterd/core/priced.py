@@ -83,10 +83,9 @@ def _discount(found: Json, currency: str) -> Discount:
 
 def _amount(coupon: Json, currency: str) -> int | None:
     """Return what a coupon takes off an invoice in a currency; None: it does not say."""
-    other = _part(_part(coupon, "currency_options"), currency)
-    amount = other.get("amount_off") if coupon.get("currency") != currency else None
-    if coupon.get("currency") in {None, currency}:
-        amount = coupon.get("amount_off")
+    is_own = coupon.get("currency") in {None, currency}
+    told = coupon if is_own else _part(_part(coupon, "currency_options"), currency)
+    amount = told.get("amount_off")
     return amount if isinstance(amount, int) and not isinstance(amount, bool) else None
 
 

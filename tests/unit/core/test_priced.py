@@ -85,7 +85,7 @@ def test_a_coupon_is_found_wherever_an_api_version_puts_it(fields: dict[str, obj
     ("coupon", "discount"),
     [
         ({"amount_off": 500}, Discount(amount_off_cents=500)),
-        ({"percent_off": "10"}, Discount(percent_off=Decimal(10))),
+        ({"percent_off": "10", "amount_off": 500}, Discount(percent_off=Decimal(10))),
         ({"percent_off": 0}, Discount(percent_off=Decimal(0))),
         ({"percent_off": 100}, Discount(percent_off=Decimal(100))),
         ({"percent_off": 20, "duration": "once"}, Discount(percent_off=Decimal(20), is_once=True)),
@@ -154,7 +154,10 @@ def test_discounts_are_read_from_the_item_the_subscription_and_the_customer() ->
     assert worth([], [in_both], None) == 4_100
     assert worth([], [], half) == 2_450
     assert worth([half], [half], half) == 1_225
-    assert worth([], [], dollars) is None
+    assert worth([], [], in_both) == worth([in_both], [], None) == 4_100
+    assert worth([], [], dollars) is worth([dollars], [], None) is None
+    of_this = discount_json(percent_off=50, applies_to={"products": ["prod_1"]})
+    assert worth([], [of_this], None) == 2_450
     of_other = discount_json(percent_off=50, applies_to={"products": ["prod_2"]})
     assert worth([], [of_other], half) == 4_900
 
