@@ -307,9 +307,18 @@ class KeyRing:
             raise OrganizationUnknownError("no such organization")
         return stored, text
 
-    async def keys_of(self, organization_id: str | None) -> Sequence[StoredKey]:
-        """Return an organization's keys (`None`: admin keys), newest first, revoked ones too."""
-        return await self._store.keys_of(organization_id)
+    async def keys_of(
+        self, organization_id: str | None, *, after: tuple[int, str] | None = None, limit: int
+    ) -> Sequence[StoredKey]:
+        """Return an organization's keys (`None`: admin keys), newest first, revoked ones too.
+
+        `after` is the (created_at_ms, id) seen last.
+        """
+        return await self._store.keys_of(organization_id, after=after, limit=limit)
+
+    async def valid_keys(self, organization_id: str | None) -> int:
+        """Return how many keys it has that are not revoked."""
+        return await self._store.valid_keys(organization_id)
 
     async def revoke(
         self, organization_id: str | None, key_id: str, *, revoked_by: str = "operator"
@@ -333,7 +342,7 @@ class KeyRing:
         """
         if self._admin_digest is not None:
             return None
-        if any(key.revoked_at_ms is None for key in await self._store.keys_of(None)):
+        if await self._store.valid_keys(None):
             return None
         _, text = await self.create(
             None, scopes={ADMIN_SCOPE}, name="generated at the first start", created_by="meterd"

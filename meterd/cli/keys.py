@@ -29,6 +29,9 @@ from meterd.ports.keys import StoredKey
 
 T = TypeVar("T")
 
+PAGE = 500
+"""Keys read at once."""
+
 BY_COMMAND_LINE = "meterd keys"
 """Who did it, in the audit log."""
 
@@ -98,7 +101,12 @@ def show(*, loaded: LoadedConfig, organization: str | None, as_json: bool) -> No
     """List keys, newest first, revoked ones too; a key itself is stored nowhere."""
 
     async def look(keyring: KeyRing) -> Sequence[StoredKey]:
-        return await keyring.keys_of(organization)
+        found: list[StoredKey] = []
+        after = None
+        while page := await keyring.keys_of(organization, after=after, limit=PAGE):
+            found += page
+            after = (page[-1].created_at_ms, page[-1].id)
+        return found
 
     found = _on_keyring(loaded.config, look)
     if as_json:

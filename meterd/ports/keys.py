@@ -34,8 +34,17 @@ class KeyStore(Protocol):
         """Store a key; False when its organization does not exist."""
         ...
 
-    async def keys_of(self, organization_id: str | None) -> Sequence[StoredKey]:
-        """Return an organization's keys (`None`: the admin keys), newest first."""
+    async def keys_of(
+        self, organization_id: str | None, *, after: tuple[int, str] | None, limit: int
+    ) -> Sequence[StoredKey]:
+        """Return an organization's keys (`None`: the admin keys), newest first.
+
+        `after` is the (created_at_ms, id) seen last.
+        """
+        ...
+
+    async def valid_keys(self, organization_id: str | None) -> int:
+        """Return how many keys it has that are not revoked."""
         ...
 
     async def revoke_key(

@@ -32,6 +32,7 @@ from meterd.errors import OrganizationUnknownError, Problem, RequestInvalidError
 from meterd.ports.directory import NewOrganization
 from meterd.ports.keys import StoredKey
 from meterd.web.idempotency import effect_id, is_retry
+from meterd.web.keys import keys_page
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply
 from meterd.web.requests import (
@@ -40,7 +41,6 @@ from meterd.web.requests import (
     limit_in,
     make_cursor,
     operator,
-    page_of,
     query,
     response,
     services,
@@ -325,15 +325,8 @@ async def create_key(organization_id: str) -> Response:
 async def show_keys(organization_id: str) -> Response:
     """List an organization's keys, newest first, revoked ones too; never the key itself."""
     await operator()
-    parameters = query("limit", "cursor")
-    bundle = services()
-    await bundle.organizations.view(_known_form(organization_id))
-    found = await bundle.keyring.keys_of(organization_id)
-    page, cursor = page_of(
-        found, parameters, place=lambda key: (key.created_at_ms, key.id), newest_first=True
-    )
-    content = Page(data=[_key_object(key) for key in page], next_cursor=cursor)
-    return response(json_reply(200, content))
+    await services().organizations.view(_known_form(organization_id))
+    return response(json_reply(200, await keys_page(organization_id, _key_object)))
 
 
 @admin_organizations.delete("/organizations/<organization_id>/keys/<key_id>")

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from quart import Blueprint, Response
 
+from meterd.ports.keys import StoredKey
 from meterd.web.customer_shapes import key_object, new_key
 from meterd.web.idempotency import effect_id, is_retry
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply
-from meterd.web.requests import body_as, member, page_of, query, response, services
+from meterd.web.requests import (
+    body_as,
+    cursor_in,
+    limit_in,
+    make_cursor,
+    member,
+    query,
+    response,
+    services,
+)
 from meterd.web.schema import NewKeyBody
 from meterd.web.shapes import Page
 
@@ -27,13 +38,19 @@ keys = Blueprint("keys", __name__)
 async def show_all() -> Response:
     """List the organization's keys, newest first, revoked ones too."""
     organization_id, _ = await member(MANAGE)
+    return response(json_reply(200, await keys_page(organization_id, key_object)))
+
+
+async def keys_page(organization_id: str, shape: Callable[[StoredKey], Any]) -> Page:
+    """Return the page of an organization's keys that the request asks for."""
     parameters = query("limit", "cursor")
-    found = await services().keyring.keys_of(organization_id)
-    page, cursor = page_of(
-        found, parameters, place=lambda key: (key.created_at_ms, key.id), newest_first=True
+    limit, after = limit_in(parameters), cursor_in(parameters, (int, str))
+    found = await services().keyring.keys_of(
+        organization_id, after=None if after is None else (after[0], after[1]), limit=limit + 1
     )
-    content = Page(data=[key_object(key) for key in page], next_cursor=cursor)
-    return response(json_reply(200, content))
+    last = found[limit - 1] if len(found) > limit else None
+    cursor = None if last is None else make_cursor(last.created_at_ms, last.id)
+    return Page(data=[shape(key) for key in found[:limit]], next_cursor=cursor)
 
 
 @keys.post("/v1/keys")
@@ -42,8 +59,7 @@ async def create() -> Response:
     organization_id, actor = await member(MANAGE)
     query()
     body = await body_as(NewKeyBody)
-    known = await services().keyring.keys_of(organization_id)
-    if sum(key.revoked_at_ms is None for key in known) >= KEYS_MAX:
+    if await services().keyring.valid_keys(organization_id) >= KEYS_MAX:
         raise ProblemError("too_many_keys")
     key_id, keyring = effect_id(services().ids, "key"), services().keyring
     if is_retry():  # the key it may have made was seen by nobody: it is replaced

@@ -29,7 +29,8 @@ async def test_a_key_needs_its_organization_unless_it_is_an_admins(store: Store)
 
     assert await store.find_key(b"1") is None
     assert await store.find_key(b"2") == admin
-    assert await store.keys_of(None) == [admin]
+    assert await store.keys_of(None, after=None, limit=9) == [admin]
+    assert (await store.valid_keys(None), await store.valid_keys("org_none")) == (1, 0)
 
 
 async def test_keys_are_listed_per_organization_newest_first(store: Store) -> None:
@@ -41,9 +42,28 @@ async def test_keys_are_listed_per_organization_newest_first(store: Store) -> No
     for number, key in enumerate((old, other, new)):
         await store.add_key(key, bytes([number]))
 
-    assert await store.keys_of("org_1") == [new, old]
-    assert await store.keys_of("org_2") == [other]
-    assert await store.keys_of(None) == []
+    assert await store.keys_of("org_1", after=None, limit=9) == [new, old]
+    assert await store.keys_of("org_2", after=None, limit=9) == [other]
+    assert await store.keys_of(None, after=None, limit=9) == []
+
+
+async def test_keys_are_read_in_pages_each_once(store: Store) -> None:
+    """Keys of one instant are told apart by their ids; revoked ones are listed, not counted."""
+    await store.create_organization(make_new())
+    made = [make_key(f"key_{number}", created_at_ms=NOW_MS + number // 3) for number in range(7)]
+    for number, key in enumerate(made):
+        await store.add_key(key, bytes([number]))
+    await store.revoke_key("org_1", "key_0", at_ms=NOW_MS)
+
+    seen: list[str] = []
+    after = None
+    while page := await store.keys_of("org_1", after=after, limit=2):
+        assert len(page) <= 2
+        seen += [key.id for key in page]
+        after = (page[-1].created_at_ms, page[-1].id)
+
+    assert seen == [f"key_{number}" for number in range(6, -1, -1)]
+    assert await store.valid_keys("org_1") == 6
 
 
 async def test_the_first_revocation_counts_and_is_seen_by_all(store: Store) -> None:

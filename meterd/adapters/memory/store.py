@@ -209,11 +209,27 @@ class MemoryStore:
         )
         self.database.audits[entry.id] = (key.organization_id or "", entry)
 
-    async def keys_of(self, organization_id: str | None) -> Sequence[StoredKey]:
+    async def keys_of(
+        self, organization_id: str | None, *, after: tuple[int, str] | None, limit: int
+    ) -> Sequence[StoredKey]:
         """Return an organization's keys, newest first."""
         await trio.lowlevel.checkpoint()
-        keys = [k for k, _ in self.database.keys.values() if k.organization_id == organization_id]
-        return sorted(keys, key=lambda key: (key.created_at_ms, key.id), reverse=True)
+        keys = [
+            (key.created_at_ms, key.id, key)
+            for key, _ in self.database.keys.values()
+            if key.organization_id == organization_id
+        ]
+        keys.sort(key=lambda each: each[:2], reverse=True)
+        found = [key for *position, key in keys if after is None or tuple(position) < after]
+        return found[:limit]
+
+    async def valid_keys(self, organization_id: str | None) -> int:
+        """Return how many keys it has that are not revoked."""
+        await trio.lowlevel.checkpoint()
+        return sum(
+            key.organization_id == organization_id and key.revoked_at_ms is None
+            for key, _ in self.database.keys.values()
+        )
 
     async def revoke_key(
         self, organization_id: str | None, key_id: str, *, at_ms: int, revoked_by: str = "operator"

@@ -7,16 +7,19 @@ revocation, so nothing here asks who owns the database.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
 from meterd.adapters.postgres import records
-from meterd.adapters.postgres.pool import Connection, PostgresPools
+from meterd.adapters.postgres.pool import Connection, PostgresPools, Work
 from meterd.adapters.postgres.statements import statements
 from meterd.core.ids import fact_id
 from meterd.core.units import to_datetime
 from meterd.ports.keys import StoredKey
+
+
+T = TypeVar("T")
 
 
 @attrs.define(eq=False, slots=False)
@@ -47,20 +50,39 @@ class PostgresKeys:
 
         return await self.pools.write("add an API key", work)
 
-    async def keys_of(self, organization_id: str | None) -> Sequence[StoredKey]:
+    async def keys_of(
+        self, organization_id: str | None, *, after: tuple[int, str] | None, limit: int
+    ) -> Sequence[StoredKey]:
         """Return an organization's keys (`None`: the admin keys), newest first."""
-        texts = statements("keys")
+        at, key_id = (None, "") if after is None else (to_datetime(after[0]), after[1])
+        whose = () if organization_id is None else (organization_id,)
+        name = "keys_of" if whose else "admin_keys"
 
         async def work(connection: Connection) -> list[Any]:
-            if organization_id is None:
-                return list(await connection.fetch(texts["admin_keys"]))
-            return list(await connection.fetch(texts["keys_of"], organization_id))
+            return list(await connection.fetch(statements("keys")[name], *whose, at, key_id, limit))
 
-        if organization_id is None:
-            found = await self.pools.read("list API keys", work)
-        else:
-            found = await self.pools.read_of(organization_id, "list API keys", work)
+        found = await self._read(organization_id, "list API keys", work)
         return [records.key_from(record) for record in found]
+
+    async def valid_keys(self, organization_id: str | None) -> int:
+        """Return how many keys it has that are not revoked."""
+
+        async def work(connection: Connection) -> int:
+            text = statements("keys")["valid_keys"]
+            return int(await connection.fetchval(text, organization_id))
+
+        return await self._read(organization_id, "count API keys", work)
+
+    async def _read(
+        self,
+        organization_id: str | None,
+        action: str,
+        work: Work[T],
+    ) -> T:
+        """Read what is an organization's behind its wall, what is an operator's without one."""
+        if organization_id is None:
+            return await self.pools.read(action, work)
+        return await self.pools.read_of(organization_id, action, work)
 
     async def revoke_key(
         self, organization_id: str | None, key_id: str, *, at_ms: int, revoked_by: str = "operator"

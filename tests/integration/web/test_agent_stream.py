@@ -85,7 +85,7 @@ async def test_who_may_not_enter_is_told_by_close_code(
 async def test_a_revoked_key_closes_the_stream_within_a_second(world: World, is_hot: bool) -> None:
     """The contract's promise, with a real client."""
     key = await world.key("agent")
-    [stored] = await world.services.keyring.keys_of("org_1")
+    [stored] = await world.services.keyring.keys_of("org_1", limit=9)
     async with open_front(world, is_hot=is_hot) as port, open_stream(port, key) as stream:
         await stream.send('{"type":"check"}')
         await stream.recv()

@@ -202,7 +202,7 @@ async def test_a_revocation_during_a_look_up_is_not_overlooked(
         await world.add()
         ring = world.services.keyring
         key = await world.key()
-        [stored] = await ring.keys_of("org_1")
+        [stored] = await ring.keys_of("org_1", limit=9)
         found = world.store.find_key
 
         async def slow_find(digest: bytes) -> object:

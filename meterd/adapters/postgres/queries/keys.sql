@@ -25,14 +25,25 @@ WITH new AS (
 SELECT id FROM new
 
 -- name: keys_of
+-- $1: organization. $2, $3: when the last key of the page before was made, and its id. $4: size.
 SELECT id, organization_id, scopes, name, last4, created_at, created_by, revoked_at
-FROM api_keys WHERE organization_id = $1
+FROM api_keys
+WHERE organization_id = $1 AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3::text))
 ORDER BY created_at DESC, id DESC
+LIMIT $4
 
 -- name: admin_keys
+-- As `keys_of`, of no organization.
 SELECT id, organization_id, scopes, name, last4, created_at, created_by, revoked_at
-FROM api_keys WHERE organization_id IS NULL
+FROM api_keys
+WHERE organization_id IS NULL AND ($1::timestamptz IS NULL OR (created_at, id) < ($1, $2::text))
 ORDER BY created_at DESC, id DESC
+LIMIT $3
+
+-- name: valid_keys
+SELECT count(*) AS keys FROM api_keys
+WHERE revoked_at IS NULL
+    AND CASE WHEN $1::text IS NULL THEN organization_id IS NULL ELSE organization_id = $1 END
 
 -- name: revoke_key
 -- The first revocation counts and is audited; a repeat returns the key as it is. The row lock
