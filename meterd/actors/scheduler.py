@@ -2,8 +2,8 @@
 
 Rule 1: what a job has done is in the store. A run missed while meterd was down is caught up once,
         for the latest hour or day only; what an operator starts never counts as the scheduled run.
-Rule 2: a run that fails is tried again with back-off; after the last try it is given up until its
-        next occurrence, logged as an error and kept as a finding.
+Rule 2: a run that fails, or does not end in time, is tried again with back-off; after the last try
+        it is given up until its next occurrence, logged as an error and kept as a finding.
 Rule 3: a job waits for those it comes after, while they are due or running.
 Rule 4: no job delays another, and none delays an organization: a job reads through the read lane.
 """
@@ -80,6 +80,8 @@ class RetryPolicy:
     tries_max: int = 5
     delay_min_ms: int = 30 * SECOND_MS
     delay_max_ms: int = 15 * MINUTE_MS
+    try_max_ms: int = HOUR_MS
+    """A try that takes longer hangs: it is cancelled and has failed."""
 
 
 @attrs.frozen(kw_only=True)
@@ -91,6 +93,12 @@ class JobView:
     record: JobRecord
     next_at_ms: int
     is_running: bool
+
+
+class JobTooSlowError(MeterdError):
+    """A try of a job did not end in time and was cancelled."""
+
+    transient = True
 
 
 class JobUnknownError(MeterdError):
@@ -131,7 +139,13 @@ class Scheduler:
         self._asked: list[tuple[Job, JobRun]] = []
         self._unsure: dict[str, JobRun] = {}
         self._kick = trio.Event()
-        self.ended: Counter[tuple[str, ...]] = Counter()
+        self.ended: Counter[tuple[str, ...]] = Counter(
+            {
+                (name, outcome.value): 0  # said from the start: an alert sees the first one, too
+                for name in self._jobs
+                for outcome in (Outcome.SUCCEEDED, Outcome.FAILED)
+            }
+        )
         """Runs that ended, by job and outcome: for metrics."""
 
     # --- the actor ----------------------------------------------------------------------------
@@ -227,7 +241,7 @@ class Scheduler:
         tries = 0
         while True:
             tries += 1
-            result = await attempt_async(lambda: job.work(order))
+            result = await attempt_async(self._try, job, order)
             if not isinstance(result, Crash) or tries >= tries_max:
                 break
             log.warning("job_failed", job=job.name, tries=tries, exc_info=result.error)
@@ -246,6 +260,12 @@ class Scheduler:
         self.ended[job.name, ended.outcome.value] += 1
         await self._persist(lambda: self._store.finish(ended, error))
         return ended
+
+    async def _try(self, job: Job, order: Order) -> Mapping[str, Any]:
+        limit_ms = self._policy.try_max_ms
+        with trio.move_on_after(limit_ms / SECOND_MS):
+            return await job.work(order)
+        raise JobTooSlowError(f"no end after {limit_ms // MINUTE_MS} minutes")
 
     async def _alert(self, run: JobRun, error: str) -> None:
         assert run.finished_at_ms is not None, run

@@ -232,8 +232,8 @@ MIRROR_OPEN = _gauge(
 JOB_RUNS = _counter(
     "meterd_job_runs_total",
     "runs",
-    "Runs of jobs that ended, by job and outcome; a failed one has been tried five times.",
-    *("job", "outcome"),
+    "Runs that ended, by the job's name and outcome; a failed one has been tried five times.",
+    *("name", "outcome"),
 )
 BOOK_DIFFERENCES = _gauge(
     "meterd_book_differences",

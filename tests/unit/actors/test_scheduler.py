@@ -91,7 +91,9 @@ def make_scheduler(
         clock=diary.clock,
         ids=IdSource(diary.clock.now_ms, random.Random(1)),
         jitter=itertools.repeat(0.5),
-        policy=RetryPolicy(tries_max=3, delay_min_ms=SECOND_MS, delay_max_ms=MINUTE_MS),
+        policy=RetryPolicy(
+            tries_max=3, delay_min_ms=SECOND_MS, delay_max_ms=MINUTE_MS, try_max_ms=4 * HOUR_MS
+        ),
     )
 
 
@@ -210,6 +212,26 @@ async def test_a_slow_job_holds_up_no_other_and_itself_only_until_it_is_over(
 
     assert len(diary.done("quick")) == 11
     assert 2 <= len(diary.done("slow")) <= 4
+
+
+async def test_a_job_that_hangs_has_failed_and_what_builds_on_it_is_done(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    """Without an end to it the report would wait for ever, and nobody would be told."""
+    diary, store = Diary(TrioClock(), takes_s={"books": 10**9}), NaiveJobStore()
+    jobs = {"books": AT_SIX, "report": AT_SIX}
+    scheduler = make_scheduler(diary, store, jobs, report=("books",))
+    told_at_first = dict(scheduler.ended)
+
+    await run_for(scheduler, 2 * DAY_MS)
+
+    assert diary.done("report") == ["2026-02-13"]
+    [run] = [run for run in store.kept if run.outcome is Outcome.FAILED]
+    assert (run.job, run.tries) == ("books", 3)
+    assert "no end after 240 minutes" in run.detail_json
+    assert [finding.kind for finding in store.findings] == ["job_failed"]
+    assert told_at_first["books", "failed"] == 0
+    assert scheduler.ended["books", "failed"] == 1
 
 
 async def test_a_job_waits_for_what_it_builds_on(autojump_clock: trio.abc.Clock) -> None:

@@ -66,7 +66,7 @@ def test_no_label_names_a_tenant_or_what_a_request_says() -> None:
     """One time series for each organization would be a second database."""
     allowed = {
         *("phase", "command", "outcome", "pool", "state", "actor", "kind", "reason"),
-        *("method", "route", "status", "job", "result", "type"),
+        *("method", "route", "status", "name", "result", "type"),
     }
 
     assert {label for metric in METRICS.values() for label in metric.labels} <= allowed
