@@ -504,4 +504,4 @@ def _describe(terms: Terms, profile: Profile) -> dict[str, object]:
 
 
 def _json(fields: Mapping[str, object]) -> str:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), default=str)
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"))

@@ -9,6 +9,7 @@ import pytest
 
 from meterd.core.commands import (
     Beat,
+    Done,
     Finished,
     FinishTask,
     Heartbeat,
@@ -23,6 +24,7 @@ from meterd.core.commands import (
     TaskUnknown,
     Tick,
 )
+from meterd.core.decide import decide
 from meterd.core.organization import DenialReason, Finding, Hold, OrganizationState
 from meterd.core.plan import Contract, Tier
 from meterd.core.slowing import STEADY
@@ -433,6 +435,7 @@ def test_the_next_period_opens_at_the_end_of_the_last() -> None:
 
     assert (state.period.start_ms, state.period.end_ms) == (NOON_MS + HOUR_MS, MARCH_MS)
     assert (state.period.label, state.period.used_ms) == ("2026-02-12", 0)
+    assert decide(state, Tick(), NOON_MS + HOUR_MS).outcome == Done()
     assert state.closed_periods[0].closed
     assert state.running["task_1"].burning_from_ms == NOON_MS + HOUR_MS
     start(state, "task_2", now_ms=MARCH_MS - 5_000)

@@ -77,6 +77,18 @@ def test_a_report_that_reaches_a_line_is_not(line_minutes: int, plan: Tier) -> N
     ]
 
 
+def test_a_report_that_reaches_a_threshold_of_the_customers_own_is_not() -> None:
+    """To the millisecond; once every threshold is told, reports are plain again."""
+    state = started(50 * MINUTE_MS - 5_000)
+    assert [is_plain(state, ms, NOON_MS + 4_999) for ms in (4_999, 5_000)] == [True, False]
+
+    drive(state, Heartbeat("task_1", 5_000), NOON_MS + 5_000)
+    told = state.period.notified_percents
+    assert told == {50}
+    state.profile = attrs.evolve(state.profile, threshold_percents=(50,))
+    assert is_plain(state, 6_000, NOON_MS + 6_000)
+
+
 def test_a_report_past_the_hard_limit_or_under_a_hold_is_not() -> None:
     """It must stop, and its time is not billed."""
     assert not is_plain(started(110 * MINUTE_MS - 1, beats_ms=1), 2, NOON_MS + 2)

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from meterd.core.commands import Adjusted, Heartbeat, StopTasks, ThresholdReached, Tick
+from meterd.core.commands import Adjusted, Heartbeat, Notified, StopTasks, ThresholdReached, Tick
 from meterd.core.decide import decide
 from meterd.core.ids import fact_id
 from meterd.core.metering import Draft
+from meterd.core.notification import Notification, NotificationKind
 from meterd.core.organization import DenialReason, Facts, Finding, Hold, OrganizationState
 from meterd.core.plan import Contract, Tier
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS
@@ -162,6 +163,30 @@ def test_time_after_an_instant_is_taken_off_to_the_millisecond() -> None:
         (5_000, begin_ms),
     ]
     assert draft.period.used_ms == 15_000
+
+
+def test_a_notification_tells_the_period_and_its_limits_beside_what_it_is_about() -> None:
+    """What a webhook's receiver reads: names, whole minutes, text as it was written."""
+    draft = Draft(make_state(contract=HUNDRED, used_ms=10 * MINUTE_MS - 1), NOON_MS)
+    draft.notify(NotificationKind.TASK_LOST, agent_id="Jürgen")
+    draft.notify(NotificationKind.RECOVERED)
+    unlimited = Draft(make_state(Tier.ENTERPRISE), NOON_MS)
+    unlimited.notify(NotificationKind.RECOVERED)
+
+    assert draft.notices == [Notified(notification=each) for each in draft.notifications]
+    assert draft.notifications[0] == Notification(
+        id=fact_id("evt", NOON_MS, "org_1", 1, 0),
+        at_ms=NOON_MS,
+        kind=NotificationKind.TASK_LOST,
+        data_json=(
+            '{"agent_id":"Jürgen","billing_period":"2026-02","hard_limit_minutes":110,'
+            '"limit_minutes":100,"organization_id":"org_1","period_end":"2026-03-01T00:00:00Z",'
+            '"plan":"starter","used_minutes":9}'
+        ),
+        seq=1,
+    )
+    assert draft.notifications[1].id == fact_id("evt", NOON_MS, "org_1", 1, 1)
+    assert '"hard_limit_minutes":null' in unlimited.notifications[0].data_json
 
 
 @pytest.mark.parametrize("over_ms", [-1, 0, 1])
