@@ -98,6 +98,57 @@ def test_time_run_before_the_start_is_metered_at_once() -> None:
     assert (task.elapsed_ms, task.metered_ms, state.period.used_ms) == (300_000,) * 3
 
 
+def test_a_task_begins_at_the_instant_meterd_hears_of_it() -> None:
+    """Every position that later reports are compared with, and what the agent said of it."""
+    state = make_state()
+    asked = make_start(elapsed_ms=3_000, user_id="u", started_at_ms=0)
+    decision = drive(state, asked, NOON_MS + 5)
+    task = Task(
+        info=attrs.evolve(asked.info, started_at_ms=NOON_MS + 5),
+        state=TaskState.RUNNING,
+        outcome=None,
+        elapsed_ms=3_000,
+        metered_ms=3_000,
+        recorded_ms=0,
+        reported_at_ms=NOON_MS + 5,
+        metered_until_ms=NOON_MS + 5,
+        ended_at_ms=None,
+        burning_from_ms=NOON_MS + 5,
+        pace_from_ms=NOON_MS + 5,
+        pace_elapsed_ms=3_000,
+        seq=1,
+    )
+
+    assert decision.outcome == Started(task=task)
+    assert decision.facts is not None
+    assert decision.facts.tasks == (task,)
+    assert decision.facts.started == {"task_1"}
+
+
+def test_a_finished_task_keeps_its_outcome_and_its_end() -> None:
+    """And its time is in rows: nothing of it is pending."""
+    state = make_state()
+    begun = start(state)
+    finish = make_finish("task_1", 4_000, TaskOutcome.CANCELLED)
+    outcome = drive(state, finish, NOON_MS + 9_000).outcome
+    ended = attrs.evolve(
+        begun,
+        state=TaskState.FINISHED,
+        outcome=TaskOutcome.CANCELLED,
+        elapsed_ms=4_000,
+        metered_ms=4_000,
+        recorded_ms=4_000,
+        reported_at_ms=NOON_MS + 9_000,
+        metered_until_ms=NOON_MS + 9_000,
+        ended_at_ms=NOON_MS + 9_000,
+        burning_from_ms=NOON_MS + 9_000,
+        seq=2,
+    )
+
+    assert outcome == Finished(task=ended)
+    assert state.ended == {"task_1": ended}
+
+
 # --- reporting ----------------------------------------------------------------------------------
 
 

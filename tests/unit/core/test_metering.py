@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 
 from meterd.core.commands import Adjusted, Heartbeat, Notified, StopTasks, ThresholdReached, Tick
@@ -8,9 +10,9 @@ from meterd.core.ids import fact_id
 from meterd.core.metering import Draft
 from meterd.core.notification import Notification, NotificationKind
 from meterd.core.organization import DenialReason, Facts, Finding, Hold, OrganizationState
-from meterd.core.plan import Contract, Tier
+from meterd.core.plan import Contract, Resource, Tier
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS
-from meterd.core.usage import Kind, UsageRow
+from meterd.core.usage import Kind, Source, UsageRow
 from tests.organizations import (
     APRIL_MS,
     MARCH_MS,
@@ -42,6 +44,35 @@ def finish(state: OrganizationState, elapsed_ms: int, now_ms: int) -> tuple[Usag
     facts = drive(state, make_finish("task_1", elapsed_ms), now_ms).facts
     assert facts is not None
     return facts.rows
+
+
+def test_a_row_says_whose_time_it_is_when_it_ran_and_what_it_costs() -> None:
+    """All that a bill is explained with a year later, in one row of the ledger."""
+    state = make_state(Tier.ENTERPRISE, used_ms=MINUTE_MS)
+    drive(state, make_start(user_id="u", metadata_json='{"a":1}'), NOON_MS)
+    drive(state, Heartbeat("task_1", 50_000), NOON_MS + 50_000)
+
+    assert finish(state, MINUTE_MS, NOON_MS + MINUTE_MS) == (
+        UsageRow(
+            id=fact_id("rec", NOON_MS + MINUTE_MS - 1, "org_1", 3, 0),
+            resource=Resource.AGENT_MINUTE,
+            kind=Kind.OVERAGE,
+            source=Source.TASK,
+            quantity=1,
+            quantity_ms=MINUTE_MS,
+            recorded_before_ms=MINUTE_MS,
+            unit_cost_usd=Decimal("0.05"),
+            total_cost_usd=Decimal("0.05"),
+            billing_period="2026-02",
+            at_ms=NOON_MS + MINUTE_MS - 1,
+            task_id="task_1",
+            agent_id="agent_1",
+            user_id="u",
+            terms_seq=1,
+            seq=3,
+            metadata_json='{"a":1}',
+        ),
+    )
 
 
 def test_a_running_task_gets_a_row_per_interval() -> None:

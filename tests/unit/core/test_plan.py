@@ -5,7 +5,15 @@ from decimal import Decimal
 import attrs
 import pytest
 
-from meterd.core.plan import NO_CONTRACT, Catalogue, Contract, Tier, contract_fields, resolve
+from meterd.core.plan import (
+    NO_CONTRACT,
+    Catalogue,
+    Contract,
+    Limits,
+    Tier,
+    contract_fields,
+    resolve,
+)
 from meterd.core.units import MINUTE_MS
 from tests.organizations import CATALOGUE, make_plan
 
@@ -48,6 +56,30 @@ def test_a_contract_overlays_every_number_of_its_plan() -> None:
     assert (limits.included_minutes, limits.hard_limit_ms) == (105, 105 * MINUTE_MS * 107 // 100)
     assert (limits.overage_usd_per_minute, limits.base_price_usd) == (Decimal("0.07"), Decimal(9))
     assert limits.new_tasks_in_grace is False
+    zero = Contract(agents=0, agent_minutes=0, grace_percent=0)
+    nothing = resolve(CATALOGUE, Tier.STARTER, zero)
+    assert (nothing.agents, nothing.included_minutes, nothing.hard_limit_ms) == (0, 0, 0)
+
+
+def test_limits_carry_the_price_list_and_the_customers_cap() -> None:
+    """Everything that a price of a row or a stop is computed from comes from here."""
+    catalogue = attrs.evolve(
+        CATALOGUE, api_call_usd=Decimal("0.002"), websocket_minute_usd=Decimal("0.01")
+    )
+    cap_usd = Decimal(25)
+
+    assert resolve(catalogue, Tier.STARTER, NO_CONTRACT, overage_cap_usd=cap_usd) == Limits(
+        agents=5,
+        included_minutes=1_000,
+        hard_limit_ms=1_100 * MINUTE_MS,
+        grace_billed=True,
+        overage_usd_per_minute=Decimal("0.05"),
+        base_price_usd=Decimal(49),
+        new_tasks_in_grace=True,
+        api_call_usd=Decimal("0.002"),
+        websocket_minute_usd=Decimal("0.01"),
+        overage_cap_usd=cap_usd,
+    )
 
 
 def test_while_trialing_a_plan_stops_like_free() -> None:

@@ -107,6 +107,15 @@ def test_a_credit_takes_overage_back_first() -> None:
     assert booked.total_usd == 0
 
 
+def test_all_of_a_period_can_be_credited() -> None:
+    """Down to nothing, in rows that fit."""
+    period = make_period(used_ms=2 * ROW_MS_MAX + 5)
+    booked, rows = book_agent_time(period, make_terms(), -period.used_ms, ORIGIN, ordinal=0)
+
+    assert booked.recorded_ms == sum(row.quantity for row in rows) + 2 * ROW_MINUTES_MAX == 0
+    assert min(row.quantity_ms for row in rows) == -ROW_MS_MAX
+
+
 def test_a_total_never_becomes_negative() -> None:
     """Whoever credits more than there is has not checked."""
     with pytest.raises(AssertionError):
