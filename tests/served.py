@@ -89,9 +89,9 @@ class Store(MemoryStore):
         self._reach()
         return await super().recall_task(organization_id, task_id)
 
-    async def revoked_since(self, at_ms: int) -> Sequence[str]:
+    async def revoked_among(self, key_ids: Sequence[str]) -> Sequence[str]:
         self._reach()
-        return await super().revoked_since(at_ms)
+        return await super().revoked_among(key_ids)
 
     async def find_key(self, digest: bytes) -> StoredKey | None:
         self._reach()

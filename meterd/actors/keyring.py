@@ -21,7 +21,7 @@ import attrs
 import structlog
 import trio
 
-from meterd.core.units import MINUTE_MS, SECOND_MS
+from meterd.core.units import SECOND_MS
 from meterd.errors import (
     OrganizationUnknownError,
     OverloadedError,
@@ -60,9 +60,9 @@ LOOKUPS_WAITING_MAX: Final = 1_000
 """Look-ups that may wait for one of those; more are refused with 503."""
 
 WATCH_INTERVAL_MS: Final = 500
-"""How often revocations of other processes are read: half of the promised second."""
-WATCH_OVERLAP_MS: Final = MINUTE_MS
-"""How far back each time: clocks of processes differ, commits come late."""
+"""How often other processes' revocations are looked for: half of the promised second."""
+REVOKED_MAX: Final = 10_000
+"""Revoked keys remembered, the latest: for look-ups and streams that begin meanwhile."""
 
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _KEY: Final = re.compile(
@@ -161,10 +161,9 @@ class KeyRing:
         self._known: OrderedDict[bytes, Principal] = OrderedDict()
         self._digests: dict[str, bytes] = {}
         self._unknown: OrderedDict[bytes, None] = OrderedDict()
-        self._revoked: frozenset[str] = frozenset()
+        self._revoked: dict[str, None] = {}
         self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
         self._on_revoked: dict[str, list[Callable[[], None]]] = {}
-        self._watched_from_ms = clock.now_ms()
         self.departures = 0
         """Keys that have left memory, revoked or not: who remembers one asks again after that."""
         self.sessions: SessionTokens | None = None
@@ -371,29 +370,31 @@ class KeyRing:
     async def watch(self) -> None:
         """Hear of revocations by other processes, for ever.
 
-        While the store is away keys in memory stay valid, as organizations do; every revocation
-        of that time is read when it is back.
+        Asked is whether the keys in use here are still good, not what was revoked since when: who
+        revokes has a clock of their own. While the store is away keys in memory stay valid, as
+        organizations do.
         """
         while True:
             started_ms = self._clock.now_ms()
             try:
-                revoked = await self._store.revoked_since(self._watched_from_ms - WATCH_OVERLAP_MS)
+                in_use = dict.fromkeys((*self._digests, *self._on_revoked))
+                revoked = await self._store.revoked_among(list(in_use))
             except (StoreUnavailableError, PortalClosedError) as error:
                 log.debug("revocations_unread", error=str(error))
                 self.failing_since_ms = self.failing_since_ms or started_ms
             else:
-                self._watched_from_ms = started_ms
                 self.failing_since_ms = None
-                self._revoked = frozenset(revoked)
-                self._forget(self._revoked)
+                self._forget(revoked)
             await trio.sleep(WATCH_INTERVAL_MS / SECOND_MS)
 
     def _forget(self, key_ids: Collection[str]) -> None:
         for key_id in key_ids:
+            self._revoked[key_id] = None
+            if len(self._revoked) > REVOKED_MAX:
+                del self._revoked[next(iter(self._revoked))]
             digest = self._digests.pop(key_id, None)
             if digest is not None:
                 del self._known[digest]
                 self.departures += 1
             for callback in tuple(self._on_revoked.pop(key_id, ())):
                 callback()
-        self._revoked |= frozenset(key_ids)

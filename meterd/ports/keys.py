@@ -53,8 +53,8 @@ class KeyStore(Protocol):
         """Revoke a key of this organization; None when it has no such key. Repeats are fine."""
         ...
 
-    async def revoked_since(self, at_ms: int) -> Sequence[str]:
-        """Return the ids of keys revoked at or after an instant, by any process."""
+    async def revoked_among(self, key_ids: Sequence[str]) -> Sequence[str]:
+        """Return which of these keys are revoked, whenever and by whomever."""
         ...
 
     async def pepper(self, candidate: bytes) -> bytes:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 
 HOUR_MS = 3_600_000
-ANSWER_S = 10
 BATCH_MAX = 5
 
 
@@ -227,15 +226,7 @@ class Sender:
         meterd = self._find_meterd()
         if meterd is None or chance.happens(weather.frame_lost):
             return False
-        answered = trio.Event()
-
-        async def work() -> None:
-            if await meterd.answers(lambda: ask(meterd)):
-                answered.set()
-
-        meterd.spawn(work)
-        with trio.move_on_after(ANSWER_S):
-            await answered.wait()
-        is_heard = answered.is_set() and not chance.happens(weather.frame_lost)
+        is_answered = await meterd.ask(lambda: ask(meterd))
+        is_heard = is_answered and not chance.happens(weather.frame_lost)
         await trio.sleep(chance.soon(weather.frame_latency_s) if is_heard else 0.5)
         return is_heard

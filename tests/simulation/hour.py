@@ -41,6 +41,7 @@ CALM = attrs.evolve(
     rows_max=500,
     journal_max=100_000,
     mailbox_max=1_000,
+    keys_every_s=0.0,
     tasks_max=10_000,
     passivate_after_ms=10 * MINUTE_MS,
     ack_timeout_ms=5_000,

@@ -20,7 +20,7 @@ import trio
 from meterd.actors.cells import ActorPolicy, Decide
 from meterd.actors.charge_policy import ChargePolicy
 from meterd.actors.charges import Charges
-from meterd.actors.keyring import Principal
+from meterd.actors.keyring import KeyRing, Principal
 from meterd.actors.ledger import FlushPolicy, Ledger
 from meterd.actors.organizations import Organizations
 from meterd.actors.reconciliation import StripeReconciliation
@@ -50,7 +50,7 @@ from tests.job_store import NaiveJobStore
 from tests.organizations import CATALOGUE
 from tests.simulation.determinism import Chance
 from tests.simulation.network import Line, ServerEnd
-from tests.simulation.store import SimulatedStore, Witness
+from tests.simulation.store import SimulatedStore, Weathered, Witness
 from tests.simulation.stripe_account import StripeAccount
 from tests.simulation.stripe_line import StripeLine
 from tests.simulation.weather import Weather
@@ -64,6 +64,9 @@ PRICED = attrs.evolve(
     CATALOGUE, api_call_usd=Decimal("0.000125"), websocket_minute_usd=Decimal("0.0075")
 )
 """Events cost something here, so that what becomes of them shows on invoices."""
+
+ANSWER_S = 10
+"""So long those who ask wait for an answer."""
 
 STRIPE_POLICY = StripePolicy(retry_max_ms=20_000, away_max_ms=10_000)
 
@@ -85,6 +88,23 @@ class StripeTables:
     jobs: NaiveJobStore = attrs.Factory(NaiveJobStore)
     work_done: Counter[tuple[str, str]] = attrs.Factory(Counter)
     """By job and subject: how often its work was done to the end."""
+
+
+class KeyPort(Weathered):
+    """The keys of the database; it notes which looks for revocations were answered."""
+
+    def __init__(self, port: Weathered) -> None:
+        super().__init__(port._port, port._call)
+        self.read_s = 0.0
+
+    async def revoked_among(self, key_ids: Sequence[str]) -> Sequence[str]:
+        """Return which of these keys are revoked."""
+        began_s = trio.current_time()
+        found: Sequence[str] = await self._call(
+            "revoked_among", lambda: self._port.revoked_among(key_ids)
+        )
+        self.read_s = began_s
+        return found
 
 
 class MeterdProcess:
@@ -151,6 +171,11 @@ class MeterdProcess:
             "timers": self.organizations.cells.timers.run,
             "janitor": self.organizations.cells.run_janitor,
         }
+        self._chance = chance
+        self._has_keys = settings.keys_every_s > 0
+        self._key_port = KeyPort(
+            self.store.weathered(MemoryStore(database, epoch=self.epoch, clock=self.clock))
+        )
         if tables is not None and account is not None:
             self._follow_stripe(database, tables, account, chance, weather)
         self.ended = trio.Event()
@@ -265,6 +290,19 @@ class MeterdProcess:
             return False
         return not self.is_dead
 
+    async def ask(self, ask: Callable[[], Awaitable[None]]) -> bool:
+        """Wait for the answer to a request; False when no 2xx came, or too late."""
+        answered = trio.Event()
+
+        async def work() -> None:
+            if await self.answers(ask):
+                answered.set()
+
+        self.spawn(work)
+        with trio.move_on_after(ANSWER_S):
+            await answered.wait()
+        return answered.is_set()
+
     async def take_events(
         self, organization_id: str, events: Sequence[UsageEvent]
     ) -> Sequence[str]:
@@ -299,6 +337,9 @@ class MeterdProcess:
                 self._nursery = nursery
                 if self.is_dead:
                     return
+                self.keyring = await self._open_keyring()
+                if self._has_keys:
+                    self._services["keyring"] = self.keyring.watch
                 for name, run in self._services.items():
                     nursery.start_soon(Service(name, run, clock=self.clock).run)
                 await self.organizations.cells.activate_at_work()
@@ -309,6 +350,22 @@ class MeterdProcess:
         finally:
             self.die()
             self.ended.set()
+
+    async def _open_keyring(self) -> KeyRing:
+        """Open the key ring as `system` does; the store may be away, and the process ends."""
+        return await KeyRing.open(
+            self._key_port,
+            clock=self.clock,
+            ids=IdSource(self.clock.now_ms, self._chance.random),
+            chance=self._chance.random.randbytes,
+            admin_key="an admin key of the configuration",
+            say=lambda _text: None,
+        )
+
+    @property
+    def revocations_read_s(self) -> float:
+        """Return when the latest look for revocations began that was answered."""
+        return self._key_port.read_s
 
     def die(self) -> None:
         """Lose the process at this very step."""
@@ -353,9 +410,7 @@ class MeterdProcess:
             organizations=self.organizations,
             config=SimpleNamespace(upgrade_url=None),
             connections=None,
-            keyring=SimpleNamespace(
-                on_revoked=lambda _key_id, _listener: lambda: None, is_revoked=lambda _key_id: False
-            ),
+            keyring=self.keyring,
         )
         return cast("WebServices", services)
 

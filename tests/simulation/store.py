@@ -181,7 +181,7 @@ class SimulatedStore:
     def _point(self, point: str) -> None:
         self._witness.passing(point)
 
-    def weathered(self, port: object) -> Any:
+    def weathered(self, port: Any) -> Any:
         """Return another port on the same database, its calls in the same weather."""
         return Weathered(port, self._call)
 
@@ -190,7 +190,7 @@ class Weathered:
     """A port whose every method is a call over the network; `Any` of the port's protocol."""
 
     def __init__(
-        self, port: object, call: Callable[[str, Callable[[], Awaitable[Any]]], Awaitable[Any]]
+        self, port: Any, call: Callable[[str, Callable[[], Awaitable[Any]]], Awaitable[Any]]
     ) -> None:
         self._port = port
         self._call = call

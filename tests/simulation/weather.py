@@ -51,6 +51,8 @@ class Weather:
     """How often a customer's system has counted something."""
     settings_every_s: float
     """How often a customer changes the cap on overage."""
+    keys_every_s: float
+    """How often an organization makes, rolls or revokes a key."""
     job_minute: int
     """When the hourly jobs are due: in the storm or after it."""
     reconciles: bool
@@ -156,6 +158,7 @@ class Weather:
             payment_grace_ms=chance.pick(5, 30) * SECOND_MS,
             events_every_s=chance.pick(0.0, 4.0, 8.0),
             settings_every_s=chance.pick(0.0, 4.0, 15.0),
+            keys_every_s=chance.pick(0.0, 0.0, 5.0),
             charge_wait_ms=chance.pick(1, 1, 30) * SECOND_MS,
         )
 

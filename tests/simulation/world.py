@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,10 +31,12 @@ from tests.simulation.calm import become_quiet, exhaust
 from tests.simulation.clients import HonestClient, Liar
 from tests.simulation.counting import EventBooks, Sender
 from tests.simulation.determinism import Chance, seeded_run
+from tests.simulation.keys import KeyBooks, KeyOwner
 from tests.simulation.meterd_process import MeterdProcess, StripeTables
 from tests.simulation.misfortune import Misfortune
 from tests.simulation.network import Client, Network, Server
 from tests.simulation.operator import Operator, drawn_contract
+from tests.simulation.store import STALL_S
 from tests.simulation.stripe_account import Inbox, Json, StripeAccount
 from tests.simulation.stripe_auditor import StripeAuditor
 from tests.simulation.violation import Violation
@@ -85,6 +88,9 @@ class World:
         self.tables = StripeTables()
         self.events = EventBooks(self.database)
         self.senders: list[Sender] = []
+        self.keys = KeyBooks()
+        self.calm_from_s = math.inf
+        """From when on no call is under way any more that was stalled in the storm."""
 
     @property
     def organization_ids(self) -> list[str]:
@@ -123,6 +129,7 @@ class World:
             nursery.start_soon(self.account.tell, self._inbox)
             nursery.start_soon(self._keep_meterd_running, nursery)
             nursery.start_soon(self._compare)
+            owners = {each: KeyOwner(self, each) for each in self.organization_ids}
             async with trio.open_nursery() as storm:
                 for number in range(self.weather.clients):
                     storm.start_soon(self._customer, nursery, storm, number)
@@ -139,10 +146,12 @@ class World:
                 storm.start_soon(operator.be_capped)
                 for organization_id in self.organization_ids:
                     self._count_events(nursery, storm, organization_id)
+                    storm.start_soon(owners[organization_id].run)
                 await trio.sleep(self.weather.storm_s)
                 self.weather = self.weather.calm()
                 self.calls_to_crash = None
                 storm.cancel_scope.cancel()
+            self.calm_from_s = trio.current_time() + STALL_S[1] + 1
             await trio.sleep(self.chance.pick(0, 60))  # who does not pay is suspended
             self.account.settle()
             await Operator(self, "corrections").correct()
@@ -152,6 +161,8 @@ class World:
             self.account.upgrade_all()  # what happens after the storm arrives as ever
             await become_quiet(self)
             await exhaust(self, nursery)
+            for owner in owners.values():
+                await owner.drill()
             nursery.cancel_scope.cancel()
         self._raise_broken()
         runs = [run for client in self.clients for run in client.runs.values()]

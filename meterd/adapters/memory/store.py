@@ -245,15 +245,11 @@ class MemoryStore:
             self.database.keys[key_id] = (key, digest)
         return key
 
-    async def revoked_since(self, at_ms: int) -> Sequence[str]:
-        """Return the ids of keys revoked at or after an instant."""
+    async def revoked_among(self, key_ids: Sequence[str]) -> Sequence[str]:
+        """Return which of these keys are revoked."""
         await trio.lowlevel.checkpoint()
-        found = [
-            (key.revoked_at_ms, key.id)
-            for key, _ in self.database.keys.values()
-            if key.revoked_at_ms is not None and key.revoked_at_ms >= at_ms
-        ]
-        return [key_id for _, key_id in sorted(found)]
+        known = ((key_id, self.database.keys.get(key_id)) for key_id in key_ids)
+        return [key_id for key_id, found in known if found and found[0].revoked_at_ms is not None]
 
     async def pepper(self, candidate: bytes) -> bytes:
         """Return the pepper, storing the candidate if there is none yet."""

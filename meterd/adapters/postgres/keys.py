@@ -100,12 +100,11 @@ class PostgresKeys:
         record = await self.pools.write("revoke an API key", work)
         return None if record is None else records.key_from(record)
 
-    async def revoked_since(self, at_ms: int) -> Sequence[str]:
-        """Return the ids of keys revoked at or after an instant, by any process."""
-        at = to_datetime(at_ms)
+    async def revoked_among(self, key_ids: Sequence[str]) -> Sequence[str]:
+        """Return which of these keys are revoked, whenever and by whomever."""
 
         async def work(connection: Connection) -> list[str]:
-            found = await connection.fetch(statements("keys")["revoked_since"], at)
+            found = await connection.fetch(statements("keys")["revoked_among"], list(key_ids))
             return [record["id"] for record in found]
 
         return await self.pools.read("look for revoked API keys", work)

@@ -14,6 +14,7 @@ from meterd.actors import keyring as module
 from meterd.actors.keyring import UNKNOWN, KeyRing, Principal, has_key_form, make_key
 from meterd.adapters.ids import IdSource
 from meterd.adapters.memory.store import Database
+from meterd.core.units import MINUTE_MS
 from meterd.errors import OrganizationUnknownError, OverloadedError, StoreUnavailableError
 from tests.served import ADMIN_KEY, Store, TrioClock, open_world
 
@@ -192,6 +193,26 @@ async def test_a_revocation_by_another_process_works_within_a_second(
             await heard.wait()
         assert ring.authenticate_nowait(key) is not principal
         assert await ring.authenticate(key) is None
+
+
+@pytest.mark.parametrize("clocks_apart_ms", [-10 * MINUTE_MS, 10 * MINUTE_MS])
+async def test_a_revocation_by_another_clock_works_within_a_second(
+    autojump_clock: trio.abc.Clock, clocks_apart_ms: int
+) -> None:
+    """A service does not follow a clock that is set by minutes; a command beside it does."""
+    async with open_world() as world:
+        await world.add()
+        ring = world.services.keyring
+        key = await world.key()
+        principal = await ring.authenticate(key)
+        assert principal is not None
+        at_ms = world.services.clock.now_ms() + clocks_apart_ms
+        await world.store.revoke_key("org_1", principal.key_id, at_ms=at_ms)
+
+        await trio.sleep(1)
+
+        assert await ring.authenticate(key) is None
+        assert ring.is_revoked(principal.key_id)
 
 
 async def test_a_revocation_during_a_look_up_is_not_overlooked(

@@ -68,8 +68,8 @@ WITH before AS (
 )
 SELECT * FROM found
 
--- name: revoked_since
-SELECT id FROM api_keys WHERE revoked_at >= $1 ORDER BY revoked_at, id
+-- name: revoked_among
+SELECT id FROM api_keys WHERE id = ANY ($1::text[]) AND revoked_at IS NOT NULL
 
 -- name: keep_pepper
 INSERT INTO meterd_secrets (name, value) VALUES ('pepper', $1) ON CONFLICT (name) DO NOTHING
