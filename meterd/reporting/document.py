@@ -16,12 +16,6 @@ def document(report: Report) -> dict[str, Any]:
     """Return the same data as the Markdown, complete."""
     found = _value(report)
     assert isinstance(found, dict), found
-    revenue = report.revenue
-    if revenue is not None:
-        found["revenue"]["movements"] = {
-            kind.value: {"usd": str(amount), "customers": customers}
-            for kind, (amount, customers) in revenue.movements.items()
-        }
     return found
 
 

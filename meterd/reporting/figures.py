@@ -151,6 +151,14 @@ class DayFacts:
 
 
 @attrs.frozen(kw_only=True)
+class Moved:
+    """What moved recurring revenue, for one reason."""
+
+    usd: Decimal
+    customers: int
+
+
+@attrs.frozen(kw_only=True)
 class RevenuePart:
     """Recurring revenue and what moved it in a week."""
 
@@ -164,8 +172,8 @@ class RevenuePart:
     since: str | None
     """Day of the snapshot compared with; `None`: there is no earlier one."""
     before_usd: Decimal | None
-    movements: Mapping[Movement, tuple[Decimal, int]]
-    """Dollars and customers; the dollars add up to the change."""
+    movements: Mapping[Movement, Moved]
+    """The dollars add up to the change."""
 
 
 @attrs.frozen(kw_only=True)

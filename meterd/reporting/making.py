@@ -43,6 +43,7 @@ from meterd.reporting.figures import (
     CustomerDay,
     DayFacts,
     LateUpgrade,
+    Moved,
     OveragePart,
     Report,
     RevenuePart,
@@ -255,7 +256,7 @@ class Making:
             since=since,
             before_usd=None if since is None else dollars(before),
             movements={
-                kind: (dollars(cents), each.customers)
+                kind: Moved(usd=dollars(cents), customers=each.customers)
                 for (kind, each), cents in zip(moved.items(), shown, strict=True)
             },
         )

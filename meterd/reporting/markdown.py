@@ -99,8 +99,9 @@ def _revenue(report: Report) -> Iterator[str]:
     if part.since is not None:
         rows = [[f"MRR on {part.since}", "", usd(part.before_usd)]]
         rows += [
-            [name, number(part.movements[kind][1]), signed_usd(part.movements[kind][0])]
+            [name, number(moved.customers), signed_usd(moved.usd)]
             for kind, name in MOVEMENT_NAMES.items()
+            for moved in (part.movements[kind],)
         ]
         rows.append([f"MRR on {report.day}", "", usd(part.mrr_usd)])
         yield from table(["movement", "customers", "USD a month"], rows, "lrr")

@@ -16,11 +16,15 @@ from msgspec import UNSET, UnsetType
 from quart import Blueprint, Response, g, websocket
 
 from meterd.actors.inspection import SORTS, ActorView
-from meterd.actors.trace import Trace, TraceEntry
-from meterd.core.units import rfc3339
+from meterd.actors.trace import Trace
 from meterd.errors import MeterdError
-from meterd.observe.log import masked
 from meterd.web.auth import authenticated, operator_of
+from meterd.web.operator_shapes import (
+    actor_object,
+    handled_actor,
+    live_trace_message,
+    trace_message,
+)
 from meterd.web.problems import ProblemError
 from meterd.web.reply import json_reply, new_request_id
 from meterd.web.requests import (
@@ -56,37 +60,6 @@ CLOSE_GONE: Final = 4404
 admin_actors = Blueprint("admin_actors", __name__, url_prefix="/admin/v1")
 
 
-def actor_object(actor: ActorView) -> dict[str, Any]:
-    """Return the shape of an actor (contract §11)."""
-    return {
-        "address": actor.address,
-        "kind": actor.kind,
-        "phase": actor.phase,
-        "mailbox": {"depth": actor.mailbox_depth, "peak": actor.mailbox_peak},
-        "processed": actor.processed,
-        "rate_per_s": actor.rate_per_s,
-        "strikes": actor.strikes,
-        "restarts": actor.restarts,
-        "last_error": None if actor.last_error is None else masked(actor.last_error),
-        "idle_ms": actor.idle_ms,
-        "age_ms": actor.age_ms,
-        "unflushed": actor.unflushed,
-        "traced": actor.is_traced,
-        "state": actor.state,
-    }
-
-
-def entry_object(entry: TraceEntry) -> dict[str, Any]:
-    """Return one message of a trace; what looks like a secret is masked."""
-    return {
-        "number": entry.number,
-        "at": rfc3339(entry.at_ms),
-        "message": masked(entry.message),
-        "outcome": masked(entry.outcome),
-        "skipped": entry.skipped,
-    }
-
-
 @admin_actors.get("/actors")
 async def show_all() -> Response:
     """List actors in memory, in the order asked for."""
@@ -119,7 +92,7 @@ async def show_trace(address: str) -> Response:
     _known(bundle, address)
     trace = _trace_of(bundle, address)
     entries = [] if trace is None else trace.after(0)
-    return response(json_reply(200, Page(data=[entry_object(entry) for entry in entries])))
+    return response(json_reply(200, Page(data=[trace_message(entry) for entry in entries])))
 
 
 @admin_actors.post("/actors/<path:address>/restart")
@@ -183,7 +156,7 @@ async def _hand(address: str, verb: str, act: Callable[[WebServices, str], None]
     )
     act(bundle, address)
     after = bundle.inspector.actor(address)
-    return response(json_reply(200, actor_object(after or before) | {"in_memory": bool(after)}))
+    return response(json_reply(200, handled_actor(after, before)))
 
 
 def _restart(bundle: WebServices, address: str) -> None:
@@ -305,5 +278,4 @@ async def _send(entries: Any) -> None:
     if left_out:
         await websocket.send(msgspec.json.encode({"type": "skipped", "count": left_out}).decode())
     for entry in entries[left_out:]:
-        shown = {"type": "message", **entry_object(entry)}
-        await websocket.send(msgspec.json.encode(shown).decode())
+        await websocket.send(msgspec.json.encode(live_trace_message(entry)).decode())

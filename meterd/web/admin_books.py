@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from quart import Blueprint, Response, request
 
 from meterd.actors.books import Books
-from meterd.actors.reports import Revenue, day_of
-from meterd.actors.scheduler import JobBusyError, JobUnknownError, JobView, Scheduler
-from meterd.core.books import BookFinding
-from meterd.core.schedule import JobRun
-from meterd.core.units import INSTANT_MS_MAX, rfc3339
+from meterd.actors.reports import day_of
+from meterd.actors.scheduler import JobBusyError, JobUnknownError, Scheduler
+from meterd.core.units import INSTANT_MS_MAX
 from meterd.errors import Problem, RequestInvalidError
-from meterd.observe.log import masked
 from meterd.reporting.figures import StoredReport
+from meterd.web.book_shapes import (
+    books_reconciled,
+    day_revenue,
+    finding_object,
+    job_object,
+    live_revenue,
+    run_object,
+)
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply
 from meterd.web.requests import (
@@ -24,6 +29,7 @@ from meterd.web.requests import (
     cursor_in,
     limit_in,
     make_cursor,
+    name_in,
     operator,
     page_of,
     query,
@@ -65,7 +71,7 @@ async def show_jobs() -> Response:
     parameters = query("limit", "cursor")
     numbered = enumerate(await _scheduler().jobs())
     page, cursor = page_of(numbered, parameters, place=lambda one: (one[0], one[1].name))
-    content = Page(data=[_job_object(view) for _, view in page], next_cursor=cursor)
+    content = Page(data=[job_object(view) for _, view in page], next_cursor=cursor)
     return response(json_reply(200, content))
 
 
@@ -78,7 +84,7 @@ async def show_runs(name: str) -> Response:
         runs = await _scheduler().job_runs(name)
     except JobUnknownError:
         raise ProblemError("job_unknown") from None
-    return response(json_reply(200, Page(data=[_run_object(run) for run in runs])))
+    return response(json_reply(200, Page(data=[run_object(run) for run in runs])))
 
 
 @admin_books.post("/jobs/<name>/run")
@@ -95,36 +101,7 @@ async def run_job(name: str) -> Response:
         raise ProblemError("job_unknown") from None
     except JobBusyError:
         raise ProblemError("job_running") from None
-    return response(json_reply(202, _run_object(run)))
-
-
-def _job_object(view: JobView) -> dict[str, Any]:
-    record = view.record
-    return {
-        "name": view.name,
-        "schedule": view.schedule,
-        "next_run_at": rfc3339(view.next_at_ms),
-        "running": view.is_running,
-        "settled": record.settled.subject,
-        "last_run_at": _instant(record.last_run_at_ms),
-        "last_finished_at": _instant(record.last_finished_at_ms),
-        "last_outcome": None if record.last_outcome is None else record.last_outcome.value,
-        "last_error": None if record.last_error is None else masked(record.last_error),
-    }
-
-
-def _run_object(run: JobRun) -> dict[str, Any]:
-    return {
-        "id": run.id,
-        "job": run.job,
-        "subject": run.subject,
-        "trigger": run.trigger.value,
-        "tries": run.tries,
-        "started_at": rfc3339(run.started_at_ms),
-        "finished_at": _instant(run.finished_at_ms),
-        "outcome": run.outcome.value,
-        "detail": json.loads(run.detail_json),
-    }
+    return response(json_reply(202, run_object(run)))
 
 
 # --- reports --------------------------------------------------------------------------------------
@@ -154,29 +131,13 @@ async def show_revenue() -> Response:
     date = query("date").get("date")
     if date is None:
         revenue = await _books().reports.revenue()
-        return response(json_reply(200, _revenue_object(revenue)))
+        return response(json_reply(200, live_revenue(revenue)))
     if day_of(date) is None:
         raise RequestInvalidError([Problem("/date", "must be a day such as 2026-02-28")])
     content = json.loads((await _report(date, is_anew=False)).content_json)
     if content["revenue"] is None:
         raise ProblemError("report_unknown")
-    by_tier = {
-        line["tier"]: {"organizations": line["active"], "mrr_usd": line["mrr_usd"]}
-        for line in content["tiers"]
-    }
-    overage = content["overage"]
-    return response(
-        json_reply(
-            200,
-            {
-                "date": content["day"],
-                **content["revenue"],
-                "by_tier": by_tier,
-                "overage_open_usd": overage["open_usd"],
-                "overage_billed_usd": overage["billed"]["usd"],
-            },
-        )
-    )
+    return response(json_reply(200, day_revenue(content)))
 
 
 async def _report(date: str, *, is_anew: bool) -> StoredReport:
@@ -190,22 +151,6 @@ async def _report(date: str, *, is_anew: bool) -> StoredReport:
     return report
 
 
-def _revenue_object(revenue: Revenue) -> dict[str, Any]:
-    return {
-        "as_of": rfc3339(revenue.as_of_ms),
-        "mrr_usd": str(revenue.mrr_usd),
-        "contract_mrr_usd": str(revenue.contract_usd),
-        "by_tier": {
-            tier.value: {"paying": customers, "mrr_usd": str(amount)}
-            for tier, (customers, amount) in revenue.by_tier.items()
-        },
-        "overage_open_usd": str(revenue.overage_open_usd),
-        "past_due": revenue.past_due,
-        "suspended": revenue.suspended,
-        "unknown_prices": revenue.unknown,
-    }
-
-
 # --- reconciliation -------------------------------------------------------------------------------
 
 
@@ -217,24 +162,7 @@ async def reconcile_ledger() -> Response:
     if not is_dry:
         await note(services(), actor=actor, action="reconcile.ledger")
     found = await _books().reconcile(is_dry=is_dry)
-    content = {
-        "dry_run": is_dry,
-        "organizations": found.organizations,
-        "live": found.live,
-        "differences": [
-            {
-                "kind": each.kind,
-                "organization_id": each.organization_id,
-                "subject": each.subject,
-                "what": each.what,
-                "expected": each.expected,
-                "found": each.found,
-                "amount": each.amount,
-            }
-            for each in found.differences
-        ],
-    }
-    return response(json_reply(200, content))
+    return response(json_reply(200, books_reconciled(found, is_dry=is_dry)))
 
 
 @admin_books.get("/findings")
@@ -246,29 +174,17 @@ async def show_findings() -> Response:
     after = cursor_in(parameters, (int, str)) or [INSTANT_MS_MAX, ""]
     found = await _books().findings.findings(
         before=(after[0], after[1]),
-        kind=parameters.get("kind"),
-        organization_id=parameters.get("organization_id"),
+        kind=name_in(parameters, "kind"),
+        organization_id=name_in(parameters, "organization_id"),
         limit=limit + 1,
     )
     page, rest = found[:limit], found[limit:]
     cursor = make_cursor(page[-1].at_ms, page[-1].id) if rest else None
-    return response(json_reply(200, Page(data=[_finding(one) for one in page], next_cursor=cursor)))
-
-
-def _finding(finding: BookFinding) -> dict[str, Any]:
-    return {
-        "id": finding.id,
-        "at": rfc3339(finding.at_ms),
-        "kind": finding.kind,
-        "organization_id": finding.organization_id,
-        "detail": json.loads(finding.detail_json),
-    }
+    return response(
+        json_reply(200, Page(data=[finding_object(one) for one in page], next_cursor=cursor))
+    )
 
 
 def _flag(parameters: Mapping[str, str], field: str) -> bool:
     """Return a parameter that is `true` or `false`. Errors: RequestInvalidError."""
     return choice_in(parameters, field, ("true", "false")) == "true"
-
-
-def _instant(at_ms: int | None) -> str | None:
-    return None if at_ms is None else rfc3339(at_ms)

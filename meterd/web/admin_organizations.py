@@ -6,8 +6,7 @@ Rule 2: a change goes through the organization's actor, is committed, and then a
 
 from __future__ import annotations
 
-from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
 from msgspec import UNSET, UnsetType
 from quart import Blueprint, Response
@@ -26,13 +25,13 @@ from meterd.core.commands import (
 )
 from meterd.core.organization import Hold, Profile
 from meterd.core.period import calendar_period
-from meterd.core.plan import UNSET as UNCHANGED, Limits, Terms, contract_fields, resolve
-from meterd.core.units import rfc3339, whole_minutes
+from meterd.core.plan import UNSET as UNCHANGED, Terms, resolve
 from meterd.errors import OrganizationUnknownError, Problem, RequestInvalidError
 from meterd.ports.directory import NewOrganization
-from meterd.ports.keys import StoredKey
+from meterd.web.customer_shapes import new_key
 from meterd.web.idempotency import effect_id, is_retry
 from meterd.web.keys import keys_page
+from meterd.web.operator_shapes import LiveOrganization, live_organization, organization_object
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply
 from meterd.web.requests import (
@@ -55,7 +54,7 @@ from meterd.web.schema import (
     tier_of,
 )
 from meterd.web.services import WebServices
-from meterd.web.shapes import Page, quota_object, row_object
+from meterd.web.shapes import Page, row_object
 
 
 CREATED: Final = "created"
@@ -63,52 +62,6 @@ CHANGED: Final = "changed by an operator"
 """Reasons in the audit log when the operator gives none."""
 
 admin_organizations = Blueprint("admin_organizations", __name__, url_prefix="/admin/v1")
-
-
-def organization_object(organization_id: str, profile: Profile, terms: Terms) -> dict[str, Any]:
-    """Return the shape of an organization."""
-    return {
-        "id": organization_id,
-        "name": profile.name,
-        "plan": terms.plan.value,
-        "contract": contract_fields(terms.contract),
-        "limits": _limits_object(terms.limits),
-        "trialing": terms.trialing,
-        "terms_seq": terms.seq,
-        "stripe_customer_id": profile.stripe_customer_id,
-        "suspended": bool(profile.holds),
-        "holds": sorted(hold.value for hold in profile.holds),
-        "hold_reason": profile.hold_reason,
-        "created_at": rfc3339(profile.created_at_ms),
-    }
-
-
-def _limits_object(limits: Limits) -> dict[str, Any]:
-    hard_ms = limits.hard_limit_ms
-    return {
-        "agents": limits.agents,
-        "agent_minutes": limits.included_minutes,
-        "hard_limit_minutes": None if hard_ms is None else whole_minutes(hard_ms),
-        "overage_usd_per_minute": str(limits.overage_usd_per_minute.quantize(Decimal("0.000001"))),
-        "base_price_usd": str(limits.base_price_usd.quantize(Decimal("0.01"))),
-        "new_tasks_in_grace": limits.new_tasks_in_grace,
-        "overage_cap_usd": None
-        if limits.overage_cap_usd is None
-        else str(limits.overage_cap_usd.quantize(Decimal("0.01"))),
-    }
-
-
-def _key_object(key: StoredKey) -> dict[str, Any]:
-    revoked_ms = key.revoked_at_ms
-    return {
-        "id": key.id,
-        "name": key.name,
-        "scopes": sorted(key.scopes),
-        "last4": key.last4,
-        "created_at": rfc3339(key.created_at_ms),
-        "created_by": key.created_by,
-        "revoked_at": None if revoked_ms is None else rfc3339(revoked_ms),
-    }
 
 
 def new_organization(bundle: WebServices, body: NewOrganizationBody, actor: str) -> NewOrganization:
@@ -162,14 +115,10 @@ def change_command(body: OrganizationPatch, actor: str) -> ChangeOrganization:
     )
 
 
-async def described(bundle: WebServices, organization_id: str) -> dict[str, Any]:
+async def described(bundle: WebServices, organization_id: str) -> LiveOrganization:
     """Return an organization with its quota, as its actor knows it; errors as `ask`."""
     snapshot = await bundle.organizations.snapshot(organization_id)
-    return {
-        **organization_object(organization_id, snapshot.profile, snapshot.terms),
-        "running_tasks": snapshot.running_tasks,
-        "quota": quota_object(snapshot.quota),
-    }
+    return live_organization(organization_id, snapshot)
 
 
 async def change_reply(
@@ -317,8 +266,7 @@ async def create_key(organization_id: str) -> Response:
         created_by=actor,
         key_id=key_id,
     )
-    content = {**_key_object(key), "key": text}
-    return response(json_reply(201, content))
+    return response(json_reply(201, new_key(key, text)))
 
 
 @admin_organizations.get("/organizations/<organization_id>/keys")
@@ -326,7 +274,7 @@ async def show_keys(organization_id: str) -> Response:
     """List an organization's keys, newest first, revoked ones too; never the key itself."""
     await operator()
     await services().organizations.view(_known_form(organization_id))
-    return response(json_reply(200, await keys_page(organization_id, _key_object)))
+    return response(json_reply(200, await keys_page(organization_id)))
 
 
 @admin_organizations.delete("/organizations/<organization_id>/keys/<key_id>")

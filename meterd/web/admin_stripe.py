@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from quart import Blueprint, Response
 
-from meterd.core.units import rfc3339
-from meterd.observe.log import masked
-from meterd.ports.stripe import InboxEntry
+from meterd.web.book_shapes import Retried, inbox_object
 from meterd.web.problems import ProblemError
 from meterd.web.reply import json_reply
 from meterd.web.requests import (
@@ -43,7 +39,7 @@ async def list_events() -> Response:
     position = cursor_in(parameters, (int, str))
     after = None if position is None else (position[0], position[1])
     found = await store.inbox(state=state, after=after, limit=limit + 1)
-    data = [entry_object(entry) for entry in found[:limit]]
+    data = [inbox_object(entry) for entry in found[:limit]]
     last = found[limit - 1] if len(found) > limit else None
     cursor = None if last is None else make_cursor(last.received_at_ms, last.id)
     return response(json_reply(200, Page(data=data, next_cursor=cursor)))
@@ -61,23 +57,4 @@ async def retry_event(event_id: str) -> Response:
         await note(bundle, actor=by, action="stripe.retry", after={"event_id": event_id[:128]})
     if not await actor.retry(event_id):
         raise ProblemError("event_unknown")
-    return response(json_reply(202, {"id": event_id, "state": "pending"}))
-
-
-def entry_object(entry: InboxEntry) -> dict[str, Any]:
-    """Return an event as operators see it."""
-    return {
-        "id": entry.id,
-        "type": entry.type,
-        "state": entry.state,
-        "outcome": entry.outcome,
-        "livemode": entry.livemode,
-        "subscription_id": entry.subscription_id,
-        "customer_id": entry.customer_id,
-        "invoice_id": entry.invoice_id,
-        "created_at": rfc3339(entry.created_at_ms),
-        "received_at": rfc3339(entry.received_at_ms),
-        "attempts": entry.attempts,
-        "next_attempt_at": rfc3339(entry.next_attempt_at_ms) if entry.state == "pending" else None,
-        "last_error": None if entry.last_error is None else masked(entry.last_error),
-    }
+    return response(json_reply(202, Retried(id=event_id, state="pending")))

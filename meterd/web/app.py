@@ -6,7 +6,7 @@ nothing of our inside is in it. No path is redirected: a trailing or a double sl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Final, cast
 
@@ -138,11 +138,17 @@ def _answer_errors(app: QuartTrio) -> None:
             code = "internal_error" if is_ours else "bad_request"
         headers = []
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
-            # Routing counts `/v1/tasks/t/heartbeat` as a task, too: its slash would be encoded.
-            rules = ((rule.rule, rule.methods or ()) for rule in app.url_map.iter_rules())
-            allowed = methods_of(rules, raw_path()) or set(error.valid_methods)
-            headers = [("allow", ", ".join(sorted(allowed)))]
+            headers = [("allow", _allowed(app, error.valid_methods))]
         return response(problem_reply(code, request_id(), headers=headers))
+
+
+def _allowed(app: QuartTrio, found: Iterable[str]) -> str:
+    """Return the methods of the path asked for; `found` are those that routing knows.
+
+    Routing counts `/v1/tasks/t/heartbeat` as a task, too, whose slash would be encoded.
+    """
+    rules = ((rule.rule, rule.methods or ()) for rule in app.url_map.iter_rules())
+    return ", ".join(sorted(methods_of(rules, raw_path()) or set(found)))
 
 
 def make_application(services: WebServices) -> QuartTrio:
@@ -207,6 +213,8 @@ def make_application(services: WebServices) -> QuartTrio:
         origin = request.headers.get("origin")
         for name, value in cors_headers(request.method, request.path, origin, origins):
             answer.headers[name] = value
+        if "allow" in answer.headers and request.method == "OPTIONS":
+            answer.headers["allow"] = _allowed(app, answer.allow)
         if answer.status_code == HTTPStatus.NO_CONTENT or request.method == "OPTIONS":
             answer.headers.pop("content-type", None)  # Quart names a type even for no content
         return answer

@@ -6,19 +6,18 @@ Rule 2: a charge goes to Stripe or is written off by name of an operator, with a
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from msgspec import UNSET, Meta, UnsetType
 from quart import Blueprint, Response, request
 
 from meterd.actors.billing_desk import AlreadySubscribed, BillingDesk, NotForSale
 from meterd.actors.charges import MoveRefused
-from meterd.actors.reconciliation import Reconciled
 from meterd.core.overage import Charge, ChargeState
 from meterd.core.plan import Tier
-from meterd.core.units import rfc3339
 from meterd.errors import OrganizationUnknownError
 from meterd.web.auth import authenticated, organization_of
+from meterd.web.book_shapes import charge_object, stripe_reconciled
 from meterd.web.customer_shapes import Address
 from meterd.web.problems import ProblemError
 from meterd.web.reply import Reply, json_reply
@@ -28,6 +27,7 @@ from meterd.web.requests import (
     cursor_in,
     limit_in,
     make_cursor,
+    name_in,
     operator,
     query,
     response,
@@ -198,7 +198,7 @@ async def show_charges() -> Response:
     position = cursor_in(parameters, (int, str))
     found = await _billing().store.charges(
         state=None if state is None else ChargeState(state),
-        organization_id=parameters.get("organization_id"),
+        organization_id=name_in(parameters, "organization_id"),
         after=None if position is None else (position[0], position[1]),
         limit=limit + 1,
     )
@@ -241,31 +241,6 @@ def _ordered(found: Charge | MoveRefused | None) -> Reply:
             return json_reply(200, charge_object(charge))
 
 
-def charge_object(charge: Charge) -> dict[str, Any]:
-    """Return a charge as operators see it."""
-    return {
-        "id": charge.id,
-        "organization_id": charge.organization_id,
-        "customer_id": charge.customer_id,
-        "subscription_id": charge.subscription_id,
-        "resource_type": charge.resource.value,
-        "billing_period": charge.billing_period,
-        "period_start": rfc3339(charge.period_start_ms),
-        "period_end": rfc3339(charge.period_end_ms),
-        "quantity": charge.quantity,
-        "amount_cents": charge.amount_cents,
-        "seq": charge.seq,
-        "state": charge.state.value,
-        "reason": charge.reason,
-        "attempt": charge.attempt,
-        "first_at": None if charge.first_at_ms is None else rfc3339(charge.first_at_ms),
-        "last_error": charge.last_error,
-        "invoice_item_id": charge.invoice_item_id,
-        "invoice_id": charge.invoice_id,
-        "created_at": rfc3339(charge.created_at_ms),
-    }
-
-
 # --- reconciliation -------------------------------------------------------------------------------
 
 
@@ -279,29 +254,4 @@ async def reconcile_stripe() -> Response:
         raise ProblemError("billing_off")
     if not is_dry and services().trail is not None:
         await note(services(), actor=actor, action="reconcile.stripe")
-    return response(json_reply(200, reconciled_object(await reconciliation.run(is_dry=is_dry))))
-
-
-def reconciled_object(found: Reconciled) -> dict[str, Any]:
-    """Return what a reconciliation found."""
-    return {
-        "dry_run": found.is_dry,
-        "subscriptions": found.subscriptions,
-        "invoices": found.invoices,
-        "items": found.items,
-        "charged_cents": found.charged_cents,
-        "item_cents": found.item_cents,
-        "events_received": found.events,
-        "repaired": found.repaired,
-        "stopped": found.stopped,
-        "differences": [
-            {
-                "kind": each.kind,
-                "organization_id": each.organization_id,
-                "subject": each.subject,
-                "repair": each.repair.value,
-                "detail": dict(each.detail),
-            }
-            for each in found.differences
-        ],
-    }
+    return response(json_reply(200, stripe_reconciled(await reconciliation.run(is_dry=is_dry))))

@@ -59,6 +59,7 @@ Thresholds = Annotated[
             "each once",
             "rule": lambda found: len(set(found)) == len(found),
         },
+        extra_json_schema={"uniqueItems": True},
     ),
 ]
 
@@ -81,6 +82,7 @@ WebhookUrl = Annotated[
             "user name and fragment",
             "rule": _is_url,
         },
+        extra_json_schema={"pattern": "^https://[!-~]+$"},
     ),
 ]
 WebhookKind = Literal[
@@ -101,6 +103,7 @@ WebhookKinds = Annotated[
             "must": f"must be a list, each once, of {', '.join(get_args(WebhookKind))}",
             "rule": lambda found: len(set(found)) == len(found),
         },
+        extra_json_schema={"uniqueItems": True},
     ),
 ]
 Description = Annotated[

@@ -91,6 +91,7 @@ EventTime = Annotated[
             "must": "must be an RFC 3339 instant with an offset, such as 2026-02-12T09:30:00Z",
             "rule": lambda text: instant_in(text) is not None,
         },
+        extra_json_schema={"format": "date-time"},
     ),
 ]
 EventResource = Annotated[

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from quart import Blueprint, Response
 
-from meterd.ports.keys import StoredKey
 from meterd.web.customer_shapes import key_object, new_key
 from meterd.web.idempotency import effect_id, is_retry
 from meterd.web.problems import ProblemError
@@ -38,10 +36,10 @@ keys = Blueprint("keys", __name__)
 async def show_all() -> Response:
     """List the organization's keys, newest first, revoked ones too."""
     organization_id, _ = await member(MANAGE)
-    return response(json_reply(200, await keys_page(organization_id, key_object)))
+    return response(json_reply(200, await keys_page(organization_id)))
 
 
-async def keys_page(organization_id: str, shape: Callable[[StoredKey], Any]) -> Page:
+async def keys_page(organization_id: str) -> Page:
     """Return the page of an organization's keys that the request asks for."""
     parameters = query("limit", "cursor")
     limit, after = limit_in(parameters), cursor_in(parameters, (int, str))
@@ -50,7 +48,7 @@ async def keys_page(organization_id: str, shape: Callable[[StoredKey], Any]) -> 
     )
     last = found[limit - 1] if len(found) > limit else None
     cursor = None if last is None else make_cursor(last.created_at_ms, last.id)
-    return Page(data=[shape(key) for key in found[:limit]], next_cursor=cursor)
+    return Page(data=[key_object(key) for key in found[:limit]], next_cursor=cursor)
 
 
 @keys.post("/v1/keys")

@@ -18,7 +18,9 @@ import msgspec
 from quart import Blueprint, Quart, Response, current_app
 
 from meterd import __version__
-from meterd.web.openapi_routes import ROUTES, Answer, ListOf, PageOf, Route, Schema, Struct
+from meterd.web.idempotency import KEY_CHARACTERS_MAX
+from meterd.web.openapi_route import Answer, ListOf, PageOf, Route, Schema, Struct
+from meterd.web.openapi_routes import ROUTES
 from meterd.web.problems import KINDS, PROBLEM_JSON
 from meterd.web.reply import JSON, Reply, json_reply
 from meterd.web.requests import query, response
@@ -142,7 +144,7 @@ def _parameters(route: Route) -> Iterator[dict[str, Any]]:
             "in": "header",
             "description": "Kept for 24 hours: sent again with the same body, the request is "
             "answered again (`Idempotency-Replayed: true`) and not done again.",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+            "schema": {"type": "string", "pattern": f"^[ -~]{{1,{KEY_CHARACTERS_MAX}}}$"},
         }
 
 
@@ -170,8 +172,6 @@ def _responses(route: Route) -> dict[str, Any]:
 
 def _codes(route: Route) -> list[str]:
     """Return the codes of every problem an operation may answer with, in the table's order."""
-    if "*" in route.problems:
-        return list(KINDS)
     codes = {*route.problems, *_ANY_TROUBLE, "bad_request", "not_found", "invalid_request"}
     if route.scopes:
         codes |= {*_ANY_KEYED}
@@ -193,11 +193,10 @@ def _content(answer: Answer, more: Iterable[str]) -> dict[str, Any]:
 
 def _schema(kind: Struct | PageOf | ListOf | Schema) -> dict[str, Any]:
     if isinstance(kind, PageOf):
-        item = {"type": "object"} if kind.item is None else _schema(kind.item)
         return {
             "type": "object",
             "properties": {
-                "data": {"type": "array", "items": item},
+                "data": {"type": "array", "items": _schema(kind.item)},
                 "next_cursor": {"type": ["string", "null"]},
             },
             "required": ["data", "next_cursor"],

@@ -12,6 +12,7 @@ from quart import Blueprint, Response
 
 from meterd.errors import OrganizationUnknownError
 from meterd.ports.people import People
+from meterd.web.operator_shapes import Erased
 from meterd.web.problems import ProblemError
 from meterd.web.reply import json_reply
 from meterd.web.requests import name_in, operator, query, response, services
@@ -25,7 +26,7 @@ people = Blueprint("people", __name__, url_prefix="/admin/v1")
 
 @people.get("/users/<organization_id>/<path:user_id>")
 async def export(organization_id: str, user_id: str) -> Response:
-    """Return everything stored under a person's id."""
+    """Return everything stored under a person's id, as the store has it."""
     actor = await operator()
     reason = _reason()
     bundle = services()
@@ -65,7 +66,7 @@ async def erase(organization_id: str, user_id: str) -> Response:
     )
     records, tasks = await store.erase(organization_id, user_id, pseudonym)
     organizations.cells.restart(organization_id)  # what is in memory still has the name
-    return response(json_reply(200, {"pseudonym": pseudonym, "records": records, "tasks": tasks}))
+    return response(json_reply(200, Erased(pseudonym=pseudonym, records=records, tasks=tasks)))
 
 
 def _reason() -> str:

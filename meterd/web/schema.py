@@ -311,6 +311,7 @@ class NewKeyBody(Request, frozen=True):
                 "must": "must be a list of at least one of agent, read, manage, each once",
                 "rule": lambda scopes: len(set(scopes)) == len(scopes),
             },
+            extra_json_schema={"uniqueItems": True},
         ),
     ]
     name: Annotated[
@@ -340,6 +341,7 @@ class AdjustmentBody(Request, frozen=True):
                 "not 0",
                 "rule": bool,
             },
+            extra_json_schema={"not": {"const": 0}},
         ),
     ]
     reason: Reason

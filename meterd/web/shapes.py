@@ -19,7 +19,9 @@ from meterd.core.units import rfc3339
 from meterd.core.usage import UsageRow
 
 
-Instant = Annotated[str, Meta(description="RFC 3339 with `Z`.")]
+Instant = Annotated[
+    str, Meta(description="RFC 3339 with `Z`.", extra_json_schema={"format": "date-time"})
+]
 
 _instant = lru_cache(maxsize=4_096)(rfc3339)
 """Boundaries of periods are written again and again."""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
 import stripe
 import structlog
 import trio
@@ -37,6 +38,12 @@ TOLERANCE_S: Final = 300
 """Seconds a signature's time may lie in the past (Stripe's own default) or in the future."""
 
 _TIME = re.compile(r"[0-9]{1,12}", re.ASCII)
+
+
+class Received(msgspec.Struct, frozen=True, kw_only=True):
+    """The event is kept."""
+
+    received: bool
 
 
 @stripe_webhook.post("/api/webhooks/stripe")
@@ -68,7 +75,7 @@ async def receive_event() -> Response:
         raise StoreUnavailableError("keep a Stripe event", "no answer in time") from error
     if is_new:
         actor.kick()
-    return response(json_reply(200, {"received": True}))
+    return response(json_reply(200, Received(received=True)))
 
 
 def is_signed(raw: bytes, header: str, secrets: Sequence[str], *, now_ms: int) -> bool:

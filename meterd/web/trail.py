@@ -13,9 +13,8 @@ from typing import Any, Final
 
 from quart import Blueprint, Response
 
-from meterd.core.units import rfc3339
-from meterd.observe.log import masked
-from meterd.ports.trail import AuditRecord, DeadLetter, Trail
+from meterd.ports.trail import AuditRecord, Trail
+from meterd.web.operator_shapes import audit_object, crash_object, dead_letter_object
 from meterd.web.problems import ProblemError
 from meterd.web.reply import json_reply
 from meterd.web.requests import (
@@ -70,32 +69,6 @@ async def note(
     )
 
 
-def audit_object(record: AuditRecord) -> dict[str, Any]:
-    """Return an entry of the audit log."""
-    return {
-        "id": record.id,
-        "at": rfc3339(record.at_ms),
-        "actor": record.actor,
-        "action": record.action,
-        "organization_id": record.organization_id,
-        "reason": record.reason,
-        "before": json.loads(record.before_json),
-        "after": json.loads(record.after_json),
-    }
-
-
-def letter_object(letter: DeadLetter) -> dict[str, Any]:
-    """Return a dead letter."""
-    return {
-        "id": letter.id,
-        "at": rfc3339(letter.at_ms),
-        "address": letter.address,
-        "kind": letter.kind,
-        "error": masked(letter.error),
-        "detail": json.loads(letter.detail_json),
-    }
-
-
 @trail.get("/audit")
 async def show_audit() -> Response:
     """List who changed what and why, newest first, `?organization_id=&action=`."""
@@ -127,7 +100,7 @@ async def show_dead_letters() -> Response:
     )
     last = found[limit - 1] if len(found) > limit else None
     cursor = None if last is None else make_cursor(last.at_ms, last.id)
-    data = [letter_object(letter) for letter in found[:limit]]
+    data = [dead_letter_object(letter) for letter in found[:limit]]
     return response(json_reply(200, Page(data=data, next_cursor=cursor)))
 
 
@@ -136,13 +109,5 @@ async def show_crashes() -> Response:
     """List the latest crashes of all actors, newest first, from memory: needs no database."""
     await operator()
     limit = limit_in(query("limit"))
-    data = [
-        {
-            "at": rfc3339(crash.at_ms),
-            "address": crash.address,
-            "error": masked(crash.error),
-            "where": crash.where,
-        }
-        for crash in services().inspector.crashes(limit)
-    ]
+    data = [crash_object(crash) for crash in services().inspector.crashes(limit)]
     return response(json_reply(200, Page(data=data)))

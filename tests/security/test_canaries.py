@@ -18,7 +18,7 @@ import pytest
 import trio
 from websockets.trio.client import connect
 
-from meterd.web.openapi_routes import CUSTOMER_ROUTES
+from meterd.web.openapi_customer import CUSTOMER_ROUTES
 from tests.integration.service.books import query
 from tests.integration.service.harness import ADMIN_KEY, Service, running_meterd
 from tests.integration.service.stream import Stream, open_stream

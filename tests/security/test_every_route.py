@@ -22,14 +22,12 @@ from meterd.actors.keyring import make_key
 from meterd.web.billing import CheckoutBody, OrderBody, PortalBody
 from meterd.web.customer_schema import EndpointPatch, NewEndpointBody, SettingsBody
 from meterd.web.event_schema import VoidBody
-from meterd.web.openapi_routes import (
-    CUSTOMER_ROUTES,
-    OPERATOR_ROUTES,
-    PUBLIC_ROUTES,
-    ROUTES,
-    Route,
-)
+from meterd.web.openapi_customer import CUSTOMER_ROUTES
+from meterd.web.openapi_operator import OPERATOR_ROUTES
+from meterd.web.openapi_route import Route
+from meterd.web.openapi_routes import PUBLIC_ROUTES, ROUTES
 from meterd.web.schema import (
+    ActorBody,
     AdjustmentBody,
     FinishBody,
     HeartbeatBody,
@@ -37,6 +35,7 @@ from meterd.web.schema import (
     NewOrganizationBody,
     OrganizationPatch,
     StartTaskBody,
+    TraceBody,
 )
 from tests.integration.service.harness import ADMIN_KEY
 from tests.integration.web.test_sign_in import claims_at
@@ -71,6 +70,8 @@ BODIES: Mapping[Any, Any] = {
     OrganizationPatch: {"plan": "enterprise"},
     AdjustmentBody: {"agent_ms": -60_000, "reason": "an attack"},
     OrderBody: {"reason": "an attack"},
+    ActorBody: {"reason": "an attack"},
+    TraceBody: {"on": True, "reason": "an attack"},
 }
 """A body of each kind that would do harm if it were let through."""
 

@@ -104,6 +104,8 @@ async def check_reports(http: httpx.AsyncClient) -> None:
     whole = (await http.get("/admin/v1/jobs")).json()
     assert first["data"] + others["data"] == whole["data"]
     assert others["next_cursor"] is None
+    for no_name in ("findings?kind", "findings?organization_id", "charges?organization_id"):
+        assert (await http.get(f"/admin/v1/{no_name}=%00")).status_code == 422
 
 
 async def test_an_organizations_key_sees_nothing_of_the_books(database_url: str) -> None:

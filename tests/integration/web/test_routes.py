@@ -248,6 +248,8 @@ async def test_allow_names_what_this_very_path_takes(
 
     assert is_problem(answer, 405, "method_not_allowed")
     assert set(answer.headers["allow"].split(", ")) == allowed
+    told = await world.ask("OPTIONS", path)
+    assert set(told.headers["allow"].split(", ")) == allowed
 
 
 @pytest.mark.parametrize("task_id", [".", ".."])
