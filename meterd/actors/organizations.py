@@ -10,7 +10,7 @@ Rule 2: what is answered may be acknowledged only when it is durable (`durable`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import attrs
 import trio
@@ -36,7 +36,7 @@ from meterd.core.commands import (
     Tick,
     VoidEvent,
 )
-from meterd.core.organization import OrganizationState, Profile, Rules
+from meterd.core.organization import FINISHED_KEPT_MS, OrganizationState, Profile, Rules
 from meterd.core.period import Period
 from meterd.core.plan import Terms
 from meterd.core.quota import QuotaView, denial, is_due, view
@@ -121,9 +121,16 @@ class Organizations:
         self._admit()
         return self.cells.handle_together(cell, reports)
 
-    async def ask(self, organization_id: str, command: Command) -> Answer:
+    async def ask(
+        self,
+        organization_id: str,
+        command: Command,
+        *,
+        in_turn: Callable[[], Awaitable[None]] | None = None,
+    ) -> Answer:
         """Return the organization's answer, activating it and recalling what it needs.
 
+        With `in_turn` a task that had to be recalled is decided only when that returns.
         Errors: OrganizationUnknownError, QuarantinedError, OverloadedError, ShuttingDownError,
         ActorCrashedError, StoreUnavailableError when it could not be read in time.
         """
@@ -132,7 +139,7 @@ class Organizations:
             if answer is None:
                 answer = await self._ask_by_mail(organization_id, command)
             if isinstance(answer.outcome, NeedsTask):
-                answer = await self._ask_with_task(organization_id, command, answer)
+                answer = await self._ask_with_task(organization_id, command, answer, in_turn)
             elif isinstance(answer.outcome, NeedsPeriod):
                 answer = await self._ask_with_period(organization_id, command, answer.outcome)
             elif isinstance(answer.outcome, NeedsEvents | NeedsEventsNamed):
@@ -187,11 +194,19 @@ class Organizations:
         )
 
     async def _ask_with_task(
-        self, organization_id: str, command: Command, answer: Answer
+        self,
+        organization_id: str,
+        command: Command,
+        answer: Answer,
+        in_turn: Callable[[], Awaitable[None]] | None,
     ) -> Answer | None:
-        """Ask again with what the store says of the task; None: the organization was reloaded."""
+        """Ask again with what the store says of the task.
+
+        None: it may be true no more, because the organization was reloaded or the turn came late.
+        """
         assert isinstance(command, StartTask | Heartbeat | FinishTask), command
         assert isinstance(answer.outcome, NeedsTask), answer
+        asked_at_ms = self.clock.now_ms()
         state = self._state(organization_id)
         try:
             recalled = await self._recall.task(organization_id, answer.outcome.task_id)
@@ -200,7 +215,10 @@ class Organizations:
             if refused is None:
                 raise
             return Answer(refused, answer.seq)
-        if state is None or self._state(organization_id) is not state:
+        if in_turn is not None:
+            await in_turn()
+        is_old = self.clock.now_ms() - asked_at_ms >= FINISHED_KEPT_MS // 2
+        if is_old or state is None or self._state(organization_id) is not state:
             return None
         return self.ask_nowait(organization_id, attrs.evolve(command, recalled=recalled))
 

@@ -2,7 +2,8 @@
 
 Rule 1: nothing here waits. What the organization's actor can answer at once is answered at once;
 the rest is asked for in a task of its own, while frames of other tasks go on.
-Rule 2: the messages of one task are taken in the order they came.
+Rule 2: the messages of one task are taken in the order they came, and so are starts: a slot goes
+to who came first, though the store is asked about many tasks at once.
 Rule 3: `started`, `ack` and `finished` leave only when the store has what they say; refusals and
 `stop` leave at once, because enforcement does not wait for the store.
 Rule 4: what is owed is bounded: reports without a `ref` share acknowledgements.
@@ -12,6 +13,7 @@ It knows no socket: `StreamTransport` carries it in the front door, in Quart and
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Final
@@ -55,6 +57,7 @@ from meterd.web.stream_messages import (
 )
 from meterd.web.stream_owed import Owed, OwedAck, OwedAnswers, OwedEvent
 from meterd.web.stream_transport import CLOSE_UNAUTHORIZED, StreamTransport
+from meterd.web.stream_turns import Turns
 from meterd.web.tasks import start_command
 
 
@@ -97,7 +100,8 @@ class AgentSession:
         self._tasks: dict[str, None] = {}
         self._unannounced: dict[str, Stop | None] = {}
         """Tasks whose `started` waits to be durable, and a stop that must not overtake it."""
-        self._queues: dict[str, deque[TaskMessage]] = {}
+        self._queues: dict[str, deque[tuple[int, TaskMessage]]] = {}
+        self._turns = Turns()
         self._lined_up: deque[str] = deque()
         self._workers = 0
         self._waiting = 0
@@ -153,6 +157,7 @@ class AgentSession:
             self._stop_metering()
         self._owed.clear()
         self._lined_up.clear()
+        self._turns.end()
         self._progress.set()
 
     # --- what actors call -------------------------------------------------------------------
@@ -244,10 +249,11 @@ class AgentSession:
             self._write([_plain_error("overloaded", message.ref)])
             return
         self._waiting += 1
+        turn = self._turns.join()
         if queue is not None:
-            queue.append(message)
+            queue.append((turn, message))
             return
-        self._queues[message.task_id] = deque([message])
+        self._queues[message.task_id] = deque([(turn, message)])
         self._lined_up.append(message.task_id)
         if self._workers < WAITING_TASKS_MAX:
             self._workers += 1
@@ -311,17 +317,26 @@ class AgentSession:
             while self._lined_up:
                 task_id = self._lined_up.popleft()
                 queue = self._queues[task_id]
+                is_first = True  # who is not must not hold up the messages it came before
                 while queue and not self._is_over:
-                    await self._ask(queue[0])
+                    turn, message = queue[0]
+                    waits = is_first and isinstance(message, Start)
+                    await self._ask(message, turn if waits else None)
+                    is_first = False
                     queue.popleft()
+                    self._turns.leave(turn)
                     self._note_answered()
                 del self._queues[task_id]
         finally:
             self._workers -= 1
 
-    async def _ask(self, message: TaskMessage) -> None:
+    async def _ask(self, message: TaskMessage, turn: int | None) -> None:
+        """Ask; with a turn, decide only when everything that came before is decided."""
+        in_turn = None if turn is None else functools.partial(self._turns.wait, turn)
         try:
-            answer = await self._organizations.ask(self._organization_id, _command(message))
+            answer = await self._organizations.ask(
+                self._organization_id, _command(message), in_turn=in_turn
+            )
             self._answer(message, answer, self._view_for(message))
         except MeterdError as error:
             self._write([self._refused(error, message.ref)])

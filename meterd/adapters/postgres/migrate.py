@@ -92,13 +92,18 @@ class Migrations:
     async def upgrade(self, say: Callable[[str], None] = lambda _: None) -> tuple[str, ...]:
         """Run what is pending and return the ids that were run by this call.
 
-        `say` gets a sentence before each revision. Safe to repeat, to run twice at once and to
-        kill. Errors: as `pending`.
+        `say` gets a sentence before each revision, and one in all for an empty database. Safe to
+        repeat, to run twice at once and to kill. Errors: as `pending`.
         """
         done: list[str] = []
+        is_empty = False
         while pending := await self.pending():
             step = pending[0]
-            say(f"migrating the database to {step.id}: {step.title}")
+            if step.down_id is None:
+                is_empty = True
+                say(f"making the tables (migrations {step.id} to {pending[-1].id})")
+            elif not is_empty:
+                say(f"migrating the database to {step.id}: {step.title}")
             run = tuple(each for each in self._revisions() if each.id <= step.id)
             if await self.portal.run(_run_step, self.dsn, step, self._text_of(step), run):
                 done.append(step.id)

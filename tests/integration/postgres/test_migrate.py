@@ -78,7 +78,7 @@ async def test_an_empty_database_is_brought_to_the_newest_revision(
     assert again == ()
     assert await migrations.current() == pending[-1]
     assert await migrations.pending() == ()
-    assert len(said) == len(done)
+    assert said == [f"making the tables (migrations {done[0]} to {done[-1]})"]
 
 
 async def test_the_tables_of_the_contract_are_there(pools: PostgresPools) -> None:
@@ -163,7 +163,9 @@ async def test_a_migration_killed_in_the_middle_has_not_happened_and_can_be_run_
     assert await portal.run(fetch, empty_database_url, "SELECT n FROM probe") == [(1,)]
 
     (scripts / "versions" / "0002.sql").write_text(ROW + ROW)
-    assert await migrations.upgrade() == ("0002",)
+    said: list[str] = []
+    assert await migrations.upgrade(said.append) == ("0002",)
+    assert said == ["migrating the database to 0002: Revision 0002"]
     assert await portal.run(fetch, empty_database_url, "SELECT n FROM probe") == [(1,)] * 3
 
 

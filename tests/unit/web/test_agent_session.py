@@ -247,6 +247,88 @@ async def test_frames_behind_a_start_that_has_to_wait_are_served_at_once(
     assert after == [("started", "slow"), ("ack", "slow")]
 
 
+async def test_a_slot_goes_to_the_start_that_came_first_whatever_the_store_answers_first(
+    autojump_clock: trio.abc.Clock, world: World
+) -> None:
+    """Starts are looked up together and decided in their order, also behind a finish."""
+    await world.add("org_2", plan="free")
+    recall, asked = world.store.recall_task, 0
+
+    async def ever_quicker_recall(organization_id: str, task_id: str) -> Task | None:
+        nonlocal asked
+        asked += 1
+        await trio.sleep(1 - asked / 100)
+        return await recall(organization_id, task_id)
+
+    world.store.recall_task = ever_quicker_recall  # type: ignore[method-assign]
+    async with open_line(world) as line:
+        began_s = trio.current_time()
+        line.say([START | {"task_id": f"t{n}", "agent_id": f"a{n}", "ref": n} for n in range(9)])
+        answers = {one["ref"]: one["type"] for one in await line.settle()}
+        took_s = trio.current_time() - began_s
+    async with open_line(world, await world.key("agent", organization_id="org_2")) as line:
+        line.say(START, finish(5), START | {"task_id": "u", "agent_id": "b"})
+        one_slot = [one["type"] for one in await line.settle()]
+
+    assert [answers[n] for n in range(9)] == ["started"] * 5 + ["denied"] * 4
+    assert took_s < 2, "the look-ups did not wait for each other"
+    assert sorted(one_slot) == ["finished", "started", "started"]
+
+
+async def test_a_start_whose_turn_comes_late_asks_the_store_again(
+    autojump_clock: trio.abc.Clock, world: World
+) -> None:
+    """What was looked up a minute ago may be wrong: the task ran and ended on another stream."""
+    recall = world.store.recall_task
+    asked: list[str] = []
+
+    async def slow_for_one(organization_id: str, task_id: str) -> Task | None:
+        asked.append(task_id)
+        found = await recall(organization_id, task_id)
+        if task_id == "slow":
+            await trio.sleep(4.9)
+        return found
+
+    world.store.recall_task = slow_for_one  # type: ignore[method-assign]
+    async with open_line(world) as line, open_line(world) as other:
+        # Twenty reports of a task that nobody knows: each is looked up, one after the other.
+        line.say([beat(1, "slow")] * 20 + [START])
+        await trio.sleep(1)
+        other.say(START, finish(7))
+        await other.hear("finished")
+        await trio.sleep(80)
+        await world.services.organizations.cells.tidy()  # the ended task leaves the memory
+        await trio.sleep(40)
+        answers = await line.settle()
+
+    assert asked.count("t") == 3
+    assert [one["type"] for one in answers if one.get("task_id") == "t"] == ["finished"]
+
+
+async def test_a_stream_that_closes_leaves_nobody_waiting_for_a_turn(
+    autojump_clock: trio.abc.Clock, world: World
+) -> None:
+    """A start that was sent is decided even so; its task is found when the agent returns."""
+    recall, gate = world.store.recall_task, trio.Event()
+
+    async def first_is_stuck(organization_id: str, task_id: str) -> Task | None:
+        if task_id == "t":
+            await gate.wait()
+        return await recall(organization_id, task_id)
+
+    world.store.recall_task = first_is_stuck  # type: ignore[method-assign]
+    async with open_line(world) as line:
+        line.say(START, START | {"task_id": "u", "agent_id": "b"})
+        await trio.sleep(0.1)
+        assert line.read() == []
+    async with open_line(world) as line:
+        line.say(beat(5, "u"))
+        ack = await line.hear("ack")
+    gate.set()
+
+    assert ack["metered_ms"] == 5
+
+
 async def test_a_thousand_starts_in_one_frame_are_all_answered(
     autojump_clock: trio.abc.Clock, world: World
 ) -> None:
@@ -259,6 +341,7 @@ async def test_a_thousand_starts_in_one_frame_are_all_answered(
     kinds = [one["type"] for one in answers]
     assert sorted(one["ref"] for one in answers) == list(range(1_000))
     assert (kinds.count("started"), kinds.count("denied")) == (5, 995)
+    assert {one["ref"] for one in answers if one["type"] == "started"} == set(range(5))
 
 
 async def test_only_a_client_that_sends_arrays_is_sent_arrays(
