@@ -52,6 +52,21 @@ def test_item_that_began_on_a_clipped_day_is_not_cut_at_that_day_again() -> None
     assert ends(cycle, "2026-02-28", 2) == ["2026-03-31", "2026-04-30"]
 
 
+def test_only_a_price_of_one_month_has_periods_as_long_as_its_item() -> None:
+    """Stripe's word counts where it speaks of a month, an odd first one included."""
+    monthly = make_cycle("2026-01-10", "2026-03-05", anchor="2026-03-05")
+    assert ends(monthly, "2026-01-10", 1) == ["2026-03-05"]
+
+    two_months = make_cycle("2026-01-10", "2026-03-10", months=2)
+    assert ends(two_months, "2026-01-10", 2) == ["2026-02-10", "2026-03-10"]
+
+
+def test_an_item_without_length_is_refused() -> None:
+    """It would open periods of no length for ever."""
+    with pytest.raises(AssertionError):
+        make_cycle("2026-01-10", "2026-01-10")
+
+
 def test_yearly_price_has_monthly_periods_that_never_pass_its_end() -> None:
     """A year's allowance would otherwise be usable in a day."""
     cycle = make_cycle("2026-01-31", "2027-01-31", months=12)

@@ -244,7 +244,14 @@ def test_what_cannot_be_told_is_said_to_be_unknown() -> None:
     assert make_subscription(make_item(discounts=untold)).is_unknown(0)
     assert not make_subscription(metered).is_unknown(0)
     assert not make_subscription(discounts=quarter, customer_discounts=untold).is_unknown(0)
-    assert not make_subscription(discounts=(Discount(ends_at_ms=5),)).is_unknown(5)
+    ended = (Discount(ends_at_ms=5),)
+    for gone in (
+        make_subscription(discounts=ended, customer_discounts=ended),
+        make_subscription(make_item(discounts=ended)),
+        make_subscription(make_item(unit_amount_cents=None), status=Status.CANCELED),
+    ):
+        assert not gone.is_unknown(5)
+    assert subscription_cents(make_subscription(make_item(1), discounts=untold), 0) == 1
 
 
 def test_movements_are_told_apart_by_what_was_before() -> None:
