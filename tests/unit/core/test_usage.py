@@ -15,6 +15,7 @@ from meterd.core.usage import (
     Source,
     book_agent_time,
     pieces,
+    row_id,
 )
 from tests.organizations import NOON_MS, make_period, make_terms
 
@@ -68,7 +69,7 @@ def test_a_minute_is_priced_by_the_row_that_completes_it() -> None:
     assert [row.total_cost_usd for row in rows] == [Decimal("0.000000"), Decimal("0.050000")]
     assert (booked.recorded_ms, booked.overage_minutes) == (120_000, 1)
     assert booked.overage_usd == booked.total_usd == Decimal("0.05")
-    assert len({row.id for row in rows}) == 2
+    assert [row.id for row in rows] == [row_id(ORIGIN, 2), row_id(ORIGIN, 3)]
     assert {(row.seq, row.terms_seq, row.task_id) for row in rows} == {(7, 1, "t")}
 
 
