@@ -76,7 +76,7 @@ async def make_example(pools: PostgresPools) -> StoredReport:
     await _fill(pools, clock, companies)
     reports = Reports(PostgresBooks(pools), PostgresMetrics(pools), CATALOGUE, clock)
     clock.at_ms = FEBRUARY_MS + 13 * DAY_MS + HOUR_MS // 2
-    await reports.keep_revenue(FEBRUARY_MS + 12 * DAY_MS, again=True)
+    await reports.keep_revenue(FEBRUARY_MS + 12 * DAY_MS)
     chance = random.Random(SEED)
     for company in companies:
         if company.price_cents is None or chance.random() < 0.2:

@@ -130,9 +130,9 @@ class Books:
         return attrs.asdict(done)
 
     async def keep_revenue(self, order: Order) -> Mapping[str, Any]:
-        """Keep what every customer is worth at the end of the last whole day."""
+        """Keep what every customer is worth at the end of the last whole day, once."""
         day_ms = last_whole_day_ms(order.at_ms)
-        return {"customers": await self.reports.keep_revenue(day_ms, again=True)}
+        return {"customers": await self.reports.keep_revenue(day_ms)}
 
     async def report_days(self, order: Order) -> Mapping[str, Any]:
         """Make the reports that are missing up to the last whole day, and write their files."""

@@ -2,8 +2,8 @@
 
 Rule 1: a report is made once and kept; asked for again it is the kept one. A refresh sums the
 ledger of its day anew and makes it again from what is stored: the same unless something changed.
-Rule 2: a day's revenue is kept at the day's end, because Stripe's history cannot be asked for
-later; only the last whole day can still be kept.
+Rule 2: a day's revenue is kept once at the day's end, because Stripe's history cannot be asked for
+later; only the last whole day can still be kept. What is kept of a day before its end is replaced.
 Nothing here depends on organizations' actors, so commands can do it beside a running meterd.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from datetime import date
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any, Protocol
 
 import attrs
@@ -20,10 +19,9 @@ import trio
 
 from meterd.core.books import as_json
 from meterd.core.money import round_to_cents
-from meterd.core.plan import Catalogue, Tier
-from meterd.core.revenue import NOTHING, Customer, dollars, whole_cents
+from meterd.core.plan import Catalogue
+from meterd.core.revenue import Customer
 from meterd.core.schedule import last_whole_day_ms
-from meterd.core.subscription import USD
 from meterd.core.units import DAY_MS, day_start_ms, rfc3339
 from meterd.ports.clock import Clock
 from meterd.reporting.document import document
@@ -32,9 +30,11 @@ from meterd.reporting.figures import (
     CustomerStanding,
     DayFacts,
     StoredReport,
+    TierLine,
 )
 from meterd.reporting.making import Making
 from meterd.reporting.markdown import markdown
+from meterd.reporting.sums import RevenueSums
 
 
 CUSTOMERS_AT_ONCE = 50
@@ -44,12 +44,12 @@ CUSTOMERS_AT_ONCE = 50
 class ReportStore(Protocol):
     """Snapshots, what reports are made from, and the reports; errors as every store's."""
 
-    def priced_customers(self, day_ms: int) -> AsyncIterator[CustomerStanding]:
-        """Yield every organization of the day's end with what it is worth now."""
+    def priced_customers(self, day_ms: int, *, at_ms: int) -> AsyncIterator[CustomerStanding]:
+        """Yield every organization of the day's end with what it is worth at an instant."""
         ...
 
-    async def has_snapshot(self, day_ms: int) -> bool:
-        """Tell whether a day's revenue was kept."""
+    async def snapshot_taken_at_ms(self, day_ms: int) -> int | None:
+        """Return when a day's revenue was kept; None: it was not."""
         ...
 
     async def keep_snapshot(
@@ -101,16 +101,14 @@ class MetricsStore(Protocol):
 
 @attrs.frozen(kw_only=True)
 class Revenue:
-    """What the customers are worth now."""
+    """What the customers are worth now, summed as in a report."""
 
     as_of_ms: int
+    tiers: tuple[TierLine, ...]
     mrr_usd: Decimal
-    by_tier: Mapping[Tier, tuple[int, Decimal]]
-    """Organizations that bring something, and how much."""
     contract_usd: Decimal
+    other_currencies: Mapping[str, Decimal]
     overage_open_usd: Decimal
-    past_due: int
-    suspended: int
     unknown: int
 
 
@@ -151,7 +149,7 @@ class Reports:
         since, earlier = await self.store.snapshot_before(day_ms) or (None, {})
         report = making.finish(
             await self.store.day_facts(day_ms),
-            has_snapshot=await self.store.has_snapshot(day_ms),
+            has_snapshot=await self.store.snapshot_taken_at_ms(day_ms) is not None,
             since=since,
             earlier=earlier,
         )
@@ -162,48 +160,42 @@ class Reports:
             await self.store.keep_report(made, made_at_ms=now_ms)
         return made
 
-    async def keep_revenue(self, day_ms: int, *, again: bool = False) -> int | None:
+    async def keep_revenue(self, day_ms: int) -> int | None:
         """Keep what customers are worth at a day's end; None when it is too late, or kept.
 
-        The last whole day and today can be kept; `again` replaces what was kept of them.
-        Errors: as `get`.
+        Of today it is what they are worth now, until the day has ended. Errors: as `get`.
         """
-        now_ms = self.clock.now_ms()
-        is_late = day_ms < last_whole_day_ms(now_ms)
-        is_today = day_ms == day_start_ms(now_ms)
-        if is_late or (not again and not is_today and await self.store.has_snapshot(day_ms)):
+        now_ms, end_ms = self.clock.now_ms(), day_ms + DAY_MS
+        if not last_whole_day_ms(now_ms) <= day_ms <= now_ms:
             return None
-        standings = [each async for each in self.store.priced_customers(day_ms)]
+        taken_at_ms = await self.store.snapshot_taken_at_ms(day_ms)
+        if taken_at_ms is not None and taken_at_ms >= end_ms:
+            return None
+        found = self.store.priced_customers(day_ms, at_ms=min(now_ms, end_ms))
+        standings = [each async for each in found]
         await self.store.keep_snapshot(day_ms, standings, taken_at_ms=now_ms)
         return len(standings)
 
     async def revenue(self) -> Revenue:
         """Return what the customers are worth now; nothing is kept. Errors: as `get`."""
         now_ms = self.clock.now_ms()
-        found: dict[Tier, tuple[int, Fraction]] = dict.fromkeys(Tier, (0, NOTHING))
-        contract = NOTHING
-        past_due = suspended = unknown = 0
-        async for standing in self.store.priced_customers(day_start_ms(now_ms)):
+        sums = RevenueSums()
+        async for standing in self.store.priced_customers(day_start_ms(now_ms), at_ms=now_ms):
             one = standing.customer
-            past_due += standing.past_due_since_ms is not None
-            suspended += standing.operator_hold or standing.payment_hold
-            unknown += one.is_unknown
-            if one.currency == USD and one.cents:
-                count, cents = found[one.tier]
-                found[one.tier] = (count + 1, cents + one.cents)
-                contract += one.cents if one.status == "contract" else NOTHING
-        total = whole_cents(sum((cents for _, cents in found.values()), NOTHING))
+            sums.add(
+                one.tier,
+                one,
+                is_held=standing.operator_hold or standing.payment_hold,
+                is_late=standing.past_due_since_ms is not None,
+            )
         return Revenue(
             as_of_ms=now_ms,
-            mrr_usd=dollars(total),
-            by_tier={
-                tier: (count, dollars(whole_cents(cents))) for tier, (count, cents) in found.items()
-            },
-            contract_usd=dollars(whole_cents(contract)),
+            tiers=sums.tiers(),
+            mrr_usd=sums.mrr_usd,
+            contract_usd=sums.contract_usd,
+            other_currencies=sums.other_currencies,
             overage_open_usd=round_to_cents(await self.store.open_overage_usd()),
-            past_due=past_due,
-            suspended=suspended,
-            unknown=unknown,
+            unknown=sums.unknown,
         )
 
 

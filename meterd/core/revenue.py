@@ -254,20 +254,26 @@ def movements(
     found = dict.fromkeys(Movement, Moved())
     for organization_id in start.keys() | end.keys():
         before, after = start.get(organization_id), end.get(organization_id)
-        change = (after.cents if after else NOTHING) - (before.cents if before else NOTHING)
-        if not change:
-            continue
-        kind = _kind(before, change, is_left=after is not None and after.cents > 0)
-        found[kind] = Moved(found[kind].cents + change, found[kind].customers + 1)
+        kind = movement(before, after)
+        if kind is not None:
+            change = _cents(after) - _cents(before)
+            found[kind] = Moved(found[kind].cents + change, found[kind].customers + 1)
     return found
 
 
-def _kind(before: Customer | None, change: Fraction, *, is_left: bool) -> Movement:
+def movement(before: Customer | None, after: Customer | None) -> Movement | None:
+    """Return why what a customer is worth changed; None: it did not."""
+    if _cents(before) == _cents(after):
+        return None
     if before is None or not before.cents:
         return Movement.REACTIVATION if before is not None and before.has_paid else Movement.NEW
-    if not is_left:
+    if not _cents(after):
         return Movement.CHURN
-    return Movement.EXPANSION if change > 0 else Movement.CONTRACTION
+    return Movement.EXPANSION if _cents(after) > before.cents else Movement.CONTRACTION
+
+
+def _cents(customer: Customer | None) -> Fraction:
+    return NOTHING if customer is None else customer.cents
 
 
 def total_cents(customers: Iterable[Customer]) -> Fraction:

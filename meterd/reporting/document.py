@@ -14,23 +14,24 @@ from meterd.reporting.figures import Report
 
 def document(report: Report) -> dict[str, Any]:
     """Return the same data as the Markdown, complete."""
-    found = _value(report)
+    found = values(report)
     assert isinstance(found, dict), found
     return found
 
 
-def _value(value: Any) -> Any:
+def values(value: Any) -> Any:
+    """Return a value of a report as JSON can hold it."""
     if attrs.has(type(value)):
         fields = attrs.fields(type(value))
-        return {field.name: _value(getattr(value, field.name)) for field in fields}
+        return {field.name: values(getattr(value, field.name)) for field in fields}
     match value:
         case enum.Enum():
             return value.value
         case Decimal():
             return str(value)
         case Mapping():
-            return {_value(key): _value(each) for key, each in value.items()}
+            return {values(key): values(each) for key, each in value.items()}
         case tuple() | list():
-            return [_value(each) for each in value]
+            return [values(each) for each in value]
         case _:
             return value

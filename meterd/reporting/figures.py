@@ -14,7 +14,8 @@ import attrs
 from meterd.core.forecast import Burn, burn_window_ms
 from meterd.core.outlook import Allowance
 from meterd.core.plan import Limits, Tier
-from meterd.core.revenue import Customer, Movement
+from meterd.core.revenue import Customer, Movement, dollars, whole_cents
+from meterd.core.subscription import USD
 from meterd.core.units import DAY_MS, MINUTE_MS
 
 
@@ -52,6 +53,20 @@ class CustomerDay:
     past_due_since_ms: int | None = None
     revenue: Customer | None = None
     """From the day's snapshot; `None`: there is none."""
+
+    @property
+    def pays(self) -> bool:
+        """Tell whether it brings something; without a snapshot, whether its plan has a price."""
+        if self.revenue is None:
+            return self.limits.base_price_usd > 0 and not self.trialing
+        return self.revenue.cents > 0 or self.revenue.is_unknown
+
+    @property
+    def mrr_usd(self) -> Decimal | None:
+        """Return what it brings a month; None: it is not in dollars, or was not kept."""
+        if self.revenue is None or self.revenue.currency != USD:
+            return None
+        return dollars(whole_cents(self.revenue.cents))
 
     def allowance(self, end_ms: int) -> Allowance:
         """Return what was used of what is included, up to an instant."""
@@ -159,6 +174,22 @@ class Moved:
 
 
 @attrs.frozen(kw_only=True)
+class Mover:
+    """A customer whose recurring revenue changed."""
+
+    organization_id: str
+    name: str
+    movement: Movement
+    before_usd: Decimal
+    after_usd: Decimal
+
+    @property
+    def change_usd(self) -> Decimal:
+        """Return what it adds a month."""
+        return self.after_usd - self.before_usd
+
+
+@attrs.frozen(kw_only=True)
 class RevenuePart:
     """Recurring revenue and what moved it in a week."""
 
@@ -168,12 +199,14 @@ class RevenuePart:
     other_currencies: Mapping[str, Decimal]
     """Monthly amounts that are not dollars; not part of the MRR."""
     unknown: int
-    """Customers with a price whose value cannot be told."""
+    """Customers with a price or a discount whose value cannot be told."""
     since: str | None
     """Day of the snapshot compared with; `None`: there is no earlier one."""
     before_usd: Decimal | None
     movements: Mapping[Movement, Moved]
     """The dollars add up to the change."""
+    movers: tuple[Mover, ...]
+    """The customers behind the movements, the largest change first."""
 
 
 @attrs.frozen(kw_only=True)
@@ -184,6 +217,8 @@ class TierLine:
     organizations: int = 0
     active: int = 0
     """On the plan and not suspended."""
+    paying: int = 0
+    """They bring something every month, in whatever currency."""
     by_stripe: int = 0
     trialing: int = 0
     past_due: int = 0
@@ -230,7 +265,8 @@ class AtRisk:
     """Of what the plan includes for the time that has passed."""
     days: int
     """In a row; HISTORY_DAYS means as many or more."""
-    price_usd: Decimal
+    mrr_usd: Decimal | None
+    """`None`: it is not in dollars, or was not kept."""
     last_week_minutes: int
     week_before_minutes: int
     daily_minutes: tuple[int, ...]

@@ -7,12 +7,9 @@ database. Lists are ordered by what they are worth, then by id: the same figures
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
-
-import attrs
 
 from meterd.core.forecast import forecast
 from meterd.core.money import ZERO, round_to_cents
@@ -27,10 +24,9 @@ from meterd.core.quota import stop_line_from_ms
 from meterd.core.revenue import (
     NOTHING,
     Customer,
-    Origin,
     apportioned,
     dollars,
-    in_currency,
+    movement,
     movements,
     whole_cents,
 )
@@ -44,13 +40,14 @@ from meterd.reporting.figures import (
     DayFacts,
     LateUpgrade,
     Moved,
+    Mover,
     OveragePart,
     Report,
     RevenuePart,
-    TierLine,
     Troubled,
     UsageLine,
 )
+from meterd.reporting.sums import RevenueSums
 
 
 LATE_UPGRADE_PERCENT = 25
@@ -71,9 +68,8 @@ class Making:
         self._is_whole = is_whole
         self._customers = 0
         self._revenue: dict[str, Customer] = {}
-        self._unknown = 0
-        self._tiers = {tier: TierLine(tier=tier) for tier in Tier}
-        self._tier_cents: dict[Tier, Fraction] = defaultdict(Fraction)
+        self._names: dict[str, str] = {}
+        self._sums = RevenueSums()
         self._minutes: dict[Tier, list[int]] = {tier: [] for tier in Tier}
         self._daily_ms: dict[Tier, list[int]] = {tier: [0] * HISTORY_DAYS for tier in Tier}
         self._open_overage: list[Decimal] = []
@@ -85,43 +81,30 @@ class Making:
     def add(self, customer: CustomerDay) -> None:
         """Count one customer."""
         self._customers += 1
-        self._count(customer)
+        self._sums.add(
+            customer.tier,
+            customer.revenue,
+            is_held=customer.is_held,
+            is_late=customer.past_due_since_ms is not None,
+            is_trialing=customer.trialing,
+        )
+        if customer.revenue is not None and customer.revenue.has_paid:
+            self._revenue[customer.organization_id] = customer.revenue
+            self._names[customer.organization_id] = customer.name
         self._minutes[customer.tier].append(whole_minutes(customer.used_ms))
         days = self._daily_ms[customer.tier]
         for index, used_ms in enumerate(customer.daily_ms):
             days[index] += used_ms
-        if customer.overage_usd:
-            self._open_overage.append(customer.overage_usd)
+        if customer.overage_usd and customer.period_end_ms > self.end_ms:  # else it is billed
+            self._open_overage.append(round_to_cents(customer.overage_usd))
         self._judge(customer)
         is_past_due = customer.revenue is not None and customer.revenue.status == "past_due"
         if customer.is_held or is_past_due or customer.past_due_since_ms is not None:
             self._troubled.append(_troubled(customer))
 
-    def _count(self, customer: CustomerDay) -> None:
-        line = self._tiers[customer.tier]
-        revenue = customer.revenue
-        status = "none" if revenue is None else revenue.status
-        if revenue is not None:
-            self._unknown += revenue.is_unknown
-            self._revenue[customer.organization_id] = revenue
-            if revenue.currency == USD:
-                self._tier_cents[customer.tier] += revenue.cents
-        self._tiers[customer.tier] = attrs.evolve(
-            line,
-            organizations=line.organizations + 1,
-            active=line.active + (not customer.is_held),
-            by_stripe=line.by_stripe
-            + (revenue is not None and revenue.origin is Origin.STRIPE and not customer.is_held),
-            trialing=line.trialing + (customer.trialing or status == "trialing"),
-            past_due=line.past_due
-            + (status == "past_due" or customer.past_due_since_ms is not None),
-            suspended=line.suspended + customer.is_held,
-        )
-
     def _judge(self, customer: CustomerDay) -> None:
         now = customer.allowance(self.end_ms)
-        pays = customer.limits.base_price_usd > 0
-        if pays and not customer.is_held and is_low(now, customer.before):
+        if customer.pays and not customer.is_held and is_low(now, customer.before):
             self._at_risk.append(_at_risk(customer, self.end_ms))
         burn = customer.burn(self.end_ms)
         if not customer.limits.unlimited and not customer.is_held:
@@ -153,7 +136,7 @@ class Making:
                         is_full=now.used_ms >= now.included_ms,
                         next_tier=next_tier,
                         next_price_usd=price,
-                        extra_usd=None if price is None else price - customer.limits.base_price_usd,
+                        extra_usd=None if price is None else price - _pays_now(customer),
                         overage_usd=round_to_cents(expected.overage_usd),
                     )
                 )
@@ -202,27 +185,21 @@ class Making:
         earlier: Mapping[str, Customer],
     ) -> Report:
         """Return the report; `earlier` are the customers of the snapshot of day `since`."""
-        tier_cents = {tier: self._tier_cents[tier] for tier in Tier}
-        total = whole_cents(sum(tier_cents.values(), NOTHING))
-        shown = apportioned(tier_cents.values(), total)
         return Report(
             day=self.day,
             is_whole=self._is_whole,
             customers=self._customers,
             revenue=self._revenue_part(since, earlier) if has_snapshot else None,
-            tiers=tuple(
-                attrs.evolve(line, mrr_usd=dollars(cents))
-                for line, cents in zip(self._tiers.values(), shown, strict=True)
-            ),
+            tiers=self._sums.tiers(),
             usage=tuple(self._usage(tier) for tier in Tier if self._minutes[tier]),
             overage=OveragePart(
-                open_usd=round_to_cents(sum(self._open_overage, ZERO)),
+                open_usd=sum(self._open_overage, ZERO),
                 open_customers=len(self._open_overage),
                 billed=facts.billed,
                 month=self.day[:7],
             ),
             at_risk=tuple(
-                sorted(self._at_risk, key=lambda each: (-each.price_usd, each.organization_id))
+                sorted(self._at_risk, key=lambda each: (-(each.mrr_usd or 0), each.organization_id))
             ),
             candidates=tuple(
                 sorted(self._candidates, key=lambda each: (-each.percent, each.organization_id))
@@ -237,29 +214,39 @@ class Making:
     def _revenue_part(self, since: str | None, earlier: Mapping[str, Customer]) -> RevenuePart:
         now = {key: each for key, each in self._revenue.items() if each.currency == USD}
         then = {key: each for key, each in earlier.items() if each.currency == USD}
-        total = whole_cents(sum((each.cents for each in now.values()), NOTHING))
-        contract = sum(
-            (each.cents for each in now.values() if each.origin is Origin.CONTRACT), NOTHING
-        )
-        others: dict[str, Fraction] = defaultdict(Fraction)
-        for each in self._revenue.values():
-            if each.currency != USD:
-                others[each.currency] += each.cents
         before = whole_cents(sum((each.cents for each in then.values()), NOTHING))
         moved = movements(then, now) if since is not None else {}
-        shown = apportioned([each.cents for each in moved.values()], total - before)
+        change = self._sums.total_cents - before
+        shown = apportioned([each.cents for each in moved.values()], change)
         return RevenuePart(
-            mrr_usd=dollars(total),
-            contract_usd=dollars(whole_cents(contract)),
-            other_currencies={name: in_currency(others[name], name) for name in sorted(others)},
-            unknown=self._unknown,
+            mrr_usd=self._sums.mrr_usd,
+            contract_usd=self._sums.contract_usd,
+            other_currencies=self._sums.other_currencies,
+            unknown=self._sums.unknown,
             since=since,
             before_usd=None if since is None else dollars(before),
             movements={
                 kind: Moved(usd=dollars(cents), customers=each.customers)
                 for (kind, each), cents in zip(moved.items(), shown, strict=True)
             },
+            movers=self._movers(then, now) if since is not None else (),
         )
+
+    def _movers(
+        self, then: Mapping[str, Customer], now: Mapping[str, Customer]
+    ) -> tuple[Mover, ...]:
+        found = [
+            Mover(
+                organization_id=organization_id,
+                name=self._names.get(organization_id, organization_id),
+                movement=kind,
+                before_usd=_month_usd(then.get(organization_id)),
+                after_usd=_month_usd(now.get(organization_id)),
+            )
+            for organization_id in then.keys() | now.keys()
+            if (kind := movement(then.get(organization_id), now.get(organization_id))) is not None
+        ]
+        return tuple(sorted(found, key=lambda each: (-abs(each.change_usd), each.organization_id)))
 
     def _usage(self, tier: Tier) -> UsageLine:
         minutes = sorted(self._minutes[tier])
@@ -308,17 +295,26 @@ def _at_risk(customer: CustomerDay, end_ms: int) -> AtRisk:
         used_minutes=whole_minutes(customer.used_ms),
         pro_rata_percent=pro_rata_percent(now) or 0,
         days=low_days(now, customer.before, daily),
-        price_usd=customer.limits.base_price_usd,
+        mrr_usd=customer.mrr_usd,
         last_week_minutes=sum(daily[-WEEK:]) // MINUTE_MS,
         week_before_minutes=sum(daily[-2 * WEEK : -WEEK]) // MINUTE_MS,
         daily_minutes=tuple(used_ms // MINUTE_MS for used_ms in daily[-2 * WEEK :]),
     )
 
 
+def _pays_now(customer: CustomerDay) -> Decimal:
+    """Return what a customer pays a month, discounts deducted; its plan's price if untold."""
+    mrr_usd = customer.mrr_usd
+    is_told = customer.revenue is not None and not customer.revenue.is_unknown
+    return mrr_usd if is_told and mrr_usd is not None else customer.limits.base_price_usd
+
+
+def _month_usd(customer: Customer | None) -> Decimal:
+    return ZERO if customer is None else dollars(whole_cents(customer.cents))
+
+
 def _troubled(customer: CustomerDay) -> Troubled:
     why = f"suspended ({customer.held_by})" if customer.is_held else "past due"
-    revenue = customer.revenue
-    is_usd = revenue is not None and revenue.currency == USD
     since_ms = customer.past_due_since_ms
     return Troubled(
         organization_id=customer.organization_id,
@@ -326,7 +322,7 @@ def _troubled(customer: CustomerDay) -> Troubled:
         tier=customer.tier,
         why=why,
         since=_day(since_ms),
-        mrr_usd=dollars(whole_cents(revenue.cents)) if revenue is not None and is_usd else ZERO,
+        mrr_usd=customer.mrr_usd or ZERO,
     )
 
 

@@ -90,7 +90,11 @@ def _revenue(report: Report) -> Iterator[str]:
         yield "No snapshot of this day was taken, and none can be made afterwards."
         yield ""
         return
-    yield f"**MRR {usd(part.mrr_usd)}**{_change(part)}"
+    paying = sum(line.paying for line in report.tiers)
+    yield (
+        f"**MRR {usd(part.mrr_usd)}** from {counted(paying, 'paying customer')} "
+        f"({usd(12 * part.mrr_usd)} a year){_change(part)}"
+    )
     if len(report.facts.daily_mrr_cents) > 1:
         yield ""
         bars = sparkline(report.facts.daily_mrr_cents)
@@ -106,15 +110,38 @@ def _revenue(report: Report) -> Iterator[str]:
         rows.append([f"MRR on {report.day}", "", usd(part.mrr_usd)])
         yield from table(["movement", "customers", "USD a month"], rows, "lrr")
         yield ""
+        yield from _movers(part)
     if part.contract_usd:
-        yield f"Of it {usd(part.contract_usd)} are enterprise contracts without a subscription."
+        contracts = "enterprise contracts without a subscription"
+        yield f"{usd(part.contract_usd)} of the MRR comes from {contracts}."
         yield ""
     for currency, amount in part.other_currencies.items():
-        yield f"Not in it: {amount:,} {escaped(currency.upper())} a month."
+        yield f"Not in the MRR: {amount:,} {escaped(currency.upper())} a month."
         yield ""
     if part.unknown:
-        yield f"Not in it: {number(part.unknown)} customers with a price of unknown value."
+        yield (
+            f"Uncertain: {counted(part.unknown, 'customer')} with a price or a discount of unknown "
+            "value, which counts nothing."
+        )
         yield ""
+
+
+def _movers(part: RevenuePart) -> Iterator[str]:
+    if not part.movers:
+        return
+    rows = [
+        [
+            _customer(each.name, each.organization_id),
+            MOVEMENT_NAMES[each.movement],
+            usd(each.before_usd),
+            usd(each.after_usd),
+            signed_usd(each.change_usd),
+        ]
+        for each in _first(part.movers)
+    ]
+    headings = ["who moved", "movement", "before", "after", "USD a month"]
+    yield from table(headings, rows, "llrrr")
+    yield from _rest(len(part.movers))
 
 
 def _change(part: RevenuePart) -> str:
@@ -132,6 +159,7 @@ def _tiers(report: Report) -> Iterator[str]:
         [
             line.tier.value,
             number(line.active),
+            number(line.paying) if report.revenue is not None else "-",
             number(line.by_stripe),
             number(line.trialing),
             number(line.past_due),
@@ -140,9 +168,24 @@ def _tiers(report: Report) -> Iterator[str]:
         ]
         for line in report.tiers
     ]
-    headings = ["tier", "active", "by Stripe", "trialing", "past due", "suspended", "MRR"]
-    yield from table(headings, rows, "lrrrrrr")
+    rows.append(_all_tiers(report))
+    headings = ["tier", "active", "paying", "by Stripe", "trialing", "past due", "suspended", "MRR"]
+    yield from table(headings, rows, "lrrrrrrr")
     yield ""
+
+
+def _all_tiers(report: Report) -> list[str]:
+    lines, revenue = report.tiers, report.revenue
+    return [
+        "all",
+        number(sum(line.active for line in lines)),
+        number(sum(line.paying for line in lines)) if revenue is not None else "-",
+        number(sum(line.by_stripe for line in lines)),
+        number(sum(line.trialing for line in lines)),
+        number(sum(line.past_due for line in lines)),
+        number(sum(line.suspended for line in lines)),
+        usd(None if revenue is None else revenue.mrr_usd),
+    ]
 
 
 def _usage(report: Report) -> Iterator[str]:
@@ -214,17 +257,17 @@ def _at_risk(report: Report) -> Iterator[str]:
         "pro rata of the elapsed period."
     )
     yield ""
-    headings = ["customer", "tier", "price", "used", "pro rata", "for", "trend", "14 days"]
+    headings = ["customer", "tier", "MRR", "used", "pro rata", "for", "trend", "14 days"]
     yield from table(headings, [_at_risk_row(each) for each in _first(report.at_risk)], "llrrrrll")
     yield from _rest(len(report.at_risk))
 
 
 def _at_risk_row(each: AtRisk) -> list[str]:
-    days = f"{each.days}+ days" if each.days >= HISTORY_DAYS else f"{each.days} days"
+    days = f"{each.days}+ days" if each.days >= HISTORY_DAYS else counted(each.days, "day")
     return [
         _customer(each.name, each.organization_id),
         each.tier.value,
-        usd(each.price_usd),
+        usd(each.mrr_usd),
         f"{number(each.used_minutes)} min",
         f"{each.pro_rata_percent} %",
         days,
@@ -300,12 +343,17 @@ def _books(report: Report) -> str:
     if last is None:
         return "no reconciliation has run yet."
     if last.outcome != "succeeded":
-        return f"the reconciliation of {last.finished_at} **{last.outcome}**."
+        return f"the reconciliation of {_minute(last.finished_at)} **{last.outcome}**."
     if last.differences:
         found = counted(last.differences, "difference")
-        return f"**{found}** at {last.finished_at}, see findings."
-    checked = f"{counted(last.organizations, 'organization')}, {last.finished_at}"
+        return f"**{found}** at {_minute(last.finished_at)}, see findings."
+    checked = f"{counted(last.organizations, 'organization')}, {_minute(last.finished_at)}"
     return f"ledger, counters and tasks agree ({checked})."
+
+
+def _minute(instant: str) -> str:
+    """Return an RFC 3339 instant as people write it."""
+    return f"{instant[:10]} {instant[11:16]} UTC"
 
 
 def _late(report: Report) -> str:

@@ -18,8 +18,9 @@ NAME_CHARACTERS_MAX = 40
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A cell that begins like this is a formula to a spreadsheet."""
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#!|~$:]|(?<=www)\.)", re.IGNORECASE)
-"""The dot after `www`: code hosts make a link of such a name without any markup."""
+_SPECIAL = re.compile(r"([\\`*{}\[\]()#!|~$:]|(?<=www)\.|(?<![^\W_])_|_(?![^\W_]))", re.IGNORECASE)
+"""The dot after `www`: code hosts make a link of such a name without any markup. An underscore
+within a word marks nothing: `org_acme` is left readable."""
 
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
 _BARS = "▁▂▃▄▅▆▇█"

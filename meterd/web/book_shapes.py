@@ -90,21 +90,33 @@ def run_object(run: JobRun) -> RunObject:
 class TierRevenue(msgspec.Struct, frozen=True, kw_only=True):
     """What the customers of one plan bring."""
 
-    paying: Annotated[int, Meta(description="Organizations that bring something.")]
+    organizations: Annotated[int, Meta(description="On the plan and not suspended.")]
+    paying: Annotated[
+        int | None,
+        Meta(description="Bring something every month; null in a report that did not count them."),
+    ]
     mrr_usd: str
 
 
-class LiveRevenue(msgspec.Struct, frozen=True, kw_only=True):
+class AnyRevenue(msgspec.Struct, frozen=True, kw_only=True):
+    """What customers are worth a month."""
+
+    mrr_usd: str
+    contract_mrr_usd: Annotated[str, Meta(description="Of it: contracts without a subscription.")]
+    other_currencies: Annotated[dict[str, str], Meta(description="Not in it, by currency.")]
+    by_tier: dict[str, TierRevenue]
+    past_due: int
+    suspended: int
+    overage_open_usd: str
+    unknown_prices: Annotated[
+        int, Meta(description="Customers with a price or a discount that cannot be told.")
+    ]
+
+
+class LiveRevenue(AnyRevenue, frozen=True, kw_only=True):
     """What customers are worth a month, now."""
 
     as_of: Instant
-    mrr_usd: str
-    contract_mrr_usd: Annotated[str, Meta(description="Of it: contracts without a subscription.")]
-    by_tier: dict[str, TierRevenue]
-    overage_open_usd: str
-    past_due: int
-    suspended: int
-    unknown_prices: Annotated[int, Meta(description="Customers whose price cannot be told.")]
 
 
 def live_revenue(revenue: Revenue) -> LiveRevenue:
@@ -113,52 +125,66 @@ def live_revenue(revenue: Revenue) -> LiveRevenue:
         as_of=rfc3339(revenue.as_of_ms),
         mrr_usd=str(revenue.mrr_usd),
         contract_mrr_usd=str(revenue.contract_usd),
+        other_currencies={name: str(usd) for name, usd in revenue.other_currencies.items()},
         by_tier={
-            tier.value: TierRevenue(paying=customers, mrr_usd=str(amount))
-            for tier, (customers, amount) in revenue.by_tier.items()
+            line.tier.value: TierRevenue(
+                organizations=line.active, paying=line.paying, mrr_usd=str(line.mrr_usd)
+            )
+            for line in revenue.tiers
         },
+        past_due=sum(line.past_due for line in revenue.tiers),
+        suspended=sum(line.suspended for line in revenue.tiers),
         overage_open_usd=str(revenue.overage_open_usd),
-        past_due=revenue.past_due,
-        suspended=revenue.suspended,
         unknown_prices=revenue.unknown,
     )
 
 
-class DayTierRevenue(msgspec.Struct, frozen=True, kw_only=True):
-    """What the customers of one plan brought."""
+class MoverObject(msgspec.Struct, frozen=True, kw_only=True):
+    """A customer whose recurring revenue changed."""
 
-    organizations: Annotated[int, Meta(description="On the plan and not suspended.")]
-    mrr_usd: str
+    organization_id: str
+    name: str
+    movement: str
+    before_usd: str
+    after_usd: str
 
 
-class DayRevenue(msgspec.Struct, frozen=True, kw_only=True):
+class DayRevenue(AnyRevenue, frozen=True, kw_only=True):
     """What customers were worth a month at the end of a day, from its report."""
 
     date: str
-    mrr_usd: str
-    contract_usd: Annotated[str, Meta(description="Of it: contracts without a subscription.")]
-    other_currencies: dict[str, str]
-    unknown: Annotated[int, Meta(description="Customers whose price cannot be told.")]
+    overage_billed_usd: str
     since: Annotated[str | None, Meta(description="The day compared with.")]
     before_usd: str | None
     movements: dict[str, Moved]
-    by_tier: dict[str, DayTierRevenue]
-    overage_open_usd: str
-    overage_billed_usd: str
+    movers: list[MoverObject]
 
 
 def day_revenue(report: dict[str, Any]) -> dict[str, Any]:
     """Return the revenue in a day's report that has one, as it was made: a `DayRevenue`."""
-    overage = report["overage"]
+    revenue, overage, lines = report["revenue"], report["overage"], report["tiers"]
     return {
         "date": report["day"],
-        **report["revenue"],
+        "mrr_usd": revenue["mrr_usd"],
+        "contract_mrr_usd": revenue["contract_usd"],
+        "other_currencies": revenue["other_currencies"],
         "by_tier": {
-            line["tier"]: {"organizations": line["active"], "mrr_usd": line["mrr_usd"]}
-            for line in report["tiers"]
+            line["tier"]: {
+                "organizations": line["active"],
+                "paying": line.get("paying"),
+                "mrr_usd": line["mrr_usd"],
+            }
+            for line in lines
         },
+        "past_due": sum(line["past_due"] for line in lines),
+        "suspended": sum(line["suspended"] for line in lines),
         "overage_open_usd": overage["open_usd"],
         "overage_billed_usd": overage["billed"]["usd"],
+        "unknown_prices": revenue["unknown"],
+        "since": revenue["since"],
+        "before_usd": revenue["before_usd"],
+        "movements": revenue["movements"],
+        "movers": revenue.get("movers", []),
     }
 
 

@@ -51,8 +51,8 @@ class PostgresBooks:
 
     pools: PostgresPools
 
-    async def priced_customers(self, day_ms: int) -> AsyncIterator[CustomerStanding]:
-        """Yield every organization of the day's end with what it is worth now."""
+    async def priced_customers(self, day_ms: int, *, at_ms: int) -> AsyncIterator[CustomerStanding]:
+        """Yield every organization of the day's end with what it is worth at an instant."""
         end_ms = day_ms + DAY_MS
         async for record in self._pages("priced_customers", day_ms, end_ms):
             found = (read_priced(text) for text in record["subscriptions"])
@@ -64,17 +64,17 @@ class PostgresBooks:
                     base_price_usd=record["base_price_usd"],
                     subscriptions=priced,
                     has_paid=record["has_paid"],
-                    now_ms=end_ms,
+                    now_ms=at_ms,
                 ),
                 operator_hold=record["operator_hold"],
                 payment_hold=record["payment_hold"],
                 past_due_since_ms=_optional_ms(record["past_due_since"]),
             )
 
-    async def has_snapshot(self, day_ms: int) -> bool:
-        """Tell whether a day's revenue was kept."""
-        [record] = await self._rows("snapshot_taken", _date(day_ms))
-        return bool(record["exists"])
+    async def snapshot_taken_at_ms(self, day_ms: int) -> int | None:
+        """Return when a day's revenue was kept; None: it was not."""
+        found = await self._rows("snapshot_taken", _date(day_ms))
+        return from_datetime(found[0]["taken_at"]) if found else None
 
     async def keep_snapshot(
         self, day_ms: int, standings: Sequence[CustomerStanding], *, taken_at_ms: int

@@ -100,7 +100,7 @@ class Morning:
         """Sum, keep, report, write."""
         reports, day_ms = self.office.reports, last_whole_day_ms(order.at_ms)
         await reports.metrics.aggregate(day_ms)
-        await reports.keep_revenue(day_ms, again=True)
+        await reports.keep_revenue(day_ms)
         report = await reports.get(day_ms)
         assert report is not None
         return {"file": str(await self.files.write(report.day, report.markdown))}

@@ -27,7 +27,8 @@ def test_no_name_leaves_its_cell(name: str) -> None:
     assert "\n" not in shown
     assert "\r" not in shown
     assert not set(shown) & set("<>@")
-    assert not re.search(r"(?<!\\)(?:\\\\)*[|`*_\[\]()!]", shown.replace("(no name)", ""))
+    assert not re.search(r"(?<!\\)(?:\\\\)*[|`*\[\]()!]", shown.replace("(no name)", ""))
+    assert not re.search(r"(?<![^\W_]|\\)_|(?<!\\)_(?![^\W_])", shown)
     assert not shown.startswith(("=", "+", "-", "@", "\t"))
     assert all(letter.isprintable() for letter in shown)
 
@@ -43,6 +44,8 @@ def test_a_plain_name_is_bounded_and_visible(name: str) -> None:
     [
         ("Acme", "Acme"),
         ("A | B", "A \\| B"),
+        ("org_acme_2", "org_acme_2"),
+        ("_a_ b__c", "\\_a\\_ b\\_\\_c"),
         ("<script>", "&lt;script&gt;"),
         ("=HYPERLINK()", "'=HYPERLINK\\(\\)"),
         ("line\nbreak\u202ereversed", "line break reversed"),

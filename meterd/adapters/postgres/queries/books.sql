@@ -104,7 +104,7 @@ LIMIT $4
 DELETE FROM revenue_snapshots WHERE day = $1
 
 -- name: snapshot_taken
-SELECT EXISTS (SELECT FROM revenue_snapshot_days WHERE day = $1)
+SELECT taken_at FROM revenue_snapshot_days WHERE day = $1
 
 -- name: keep_snapshot
 INSERT INTO revenue_snapshots (
