@@ -56,9 +56,11 @@ SLICE_BYTES: Final = 4_096
 BAD_HANDSHAKE: Final = Refused(
     status=400, code="bad_request", detail="The WebSocket handshake is not valid (RFC 6455)."
 )
-NO_UPGRADE: Final = Refused(
-    status=426, code="upgrade_required", detail="Open a WebSocket here, subprotocol `meterd.v1`."
+OTHER_VERSION: Final = Refused(
+    status=426, code="upgrade_required", detail="Version 13 of WebSocket is spoken here (RFC 6455)."
 )
+
+_VERSION: Final = "13"
 
 _READER_PAUSE_BYTES: Final = 256 * 1024
 """With more than this waiting to be written, nothing more is read from this peer."""
@@ -113,6 +115,7 @@ class AgentStream:
         self._texts: list[bytes] = []  # of the slice at hand
         self._control: list[bytes] = []  # pongs and pings, written after the queued messages
         self._fragments: bytearray | None = None
+        self._is_garbled = False  # text that is not UTF-8 has come
         self._is_writing = False
         self._turn_over: trio.Event | None = None
         self._has_peer_closed = trio.Event()
@@ -185,14 +188,20 @@ class AgentStream:
 
     def _answer_to(self, request: Request) -> Response:
         """Return the 101, or a problem: the library's own words quote the request."""
+        versions = request.headers.get_all("Sec-WebSocket-Version")
+        if versions and versions != [_VERSION]:  # 4.2.2: who speaks another is told ours
+            answer = self._protocol.reject(HTTPStatus.UPGRADE_REQUIRED, "")
+            self._refuse(answer, OTHER_VERSION, ("Sec-WebSocket-Version", _VERSION))
+            return answer
         answer = self._protocol.accept(request)
         if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            is_version = answer.status_code == HTTPStatus.UPGRADE_REQUIRED
-            refused = NO_UPGRADE if is_version else BAD_HANDSHAKE
-            request_id = self._new_request_id()
-            headers = (("Content-Type", PROBLEM_JSON), ("X-Request-Id", request_id))
-            _reword(answer, problem(refused, request_id), headers)
+            self._refuse(answer, BAD_HANDSHAKE)
         return answer
+
+    def _refuse(self, answer: Response, why: Refused, *headers: tuple[str, str]) -> None:
+        request_id = self._new_request_id()
+        named = (("Content-Type", PROBLEM_JSON), ("X-Request-Id", request_id), *headers)
+        _reword(answer, problem(why, request_id), named)
 
     async def _reject(self, rejected: HttpRejected) -> None:
         response = self._protocol.reject(rejected.status, "")
@@ -258,6 +267,8 @@ class AgentStream:
 
     def _on_frame(self, frame: Frame, session: StreamSession) -> None:
         opcode = frame.opcode
+        if self._is_garbled:
+            return  # RFC 6455, 7.1.7: nothing is processed after a failure
         if opcode is Opcode.TEXT and frame.fin:
             self._on_text(bytes(frame.data))
         elif opcode in {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}:
@@ -285,6 +296,7 @@ class AgentStream:
             try:
                 payload.decode()
             except UnicodeDecodeError:
+                self._is_garbled = True
                 self._protocol.parser_exc = ProtocolError("invalid UTF-8")
                 self._protocol.fail(CloseCode.INVALID_DATA, "invalid UTF-8")
                 return
