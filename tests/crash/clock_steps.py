@@ -26,7 +26,12 @@ from tests.integration.service.harness import Service, running_meterd
 
 SECOND_MS, HOUR_MS, DAY_MS = 1_000, 3_600_000, 86_400_000
 
-STEPS_MS = (-40 * SECOND_MS, 50 * SECOND_MS, -HOUR_MS, 40 * DAY_MS, -3_650 * DAY_MS, 0)
+YEAR_MS = 365 * DAY_MS
+
+STEPS_MS = (
+    *(-40 * SECOND_MS, 50 * SECOND_MS, -HOUR_MS),
+    *(DAY_MS, -DAY_MS, 10 * YEAR_MS, -10 * YEAR_MS, 0),
+)
 """What the clock is ahead after each step; the last puts it right."""
 
 JUMP_MS = 60_000

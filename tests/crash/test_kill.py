@@ -29,11 +29,13 @@ async def test_kill_9_of_meterd_under_load_loses_and_doubles_nothing(database_ur
 
 
 async def test_running_tasks_and_slots_survive_a_kill_of_meterd(database_url: str) -> None:
-    """What was acknowledged is there after the restart, and the slot is still taken."""
+    """What was acknowledged is there after the restart, the slot taken, the ended task ended."""
     options = ("--database-url", database_url)
     async with running_meterd(*options) as service:
         key = await service.organization("acme", "free")
         async with open_stream(service.stream_url, key) as stream:
+            await stream.start("done", "a")
+            await stream.finish("done", 30)
             await stream.start("t", "a")
             acknowledged = await stream.beat("t", 40)
             service.kill()
@@ -41,15 +43,18 @@ async def test_running_tasks_and_slots_survive_a_kill_of_meterd(database_url: st
     async with running_meterd(*options) as service:
         async with service.client(key) as http:
             task = (await http.get("/v1/tasks/t")).json()
+            again = await http.post("/v1/tasks", json={"task_id": "done", "agent_id": "a"})
             other = await http.post("/v1/tasks", json={"agent_id": "b"})
         async with open_stream(service.stream_url, key) as stream:
+            repeated = await stream.finish("done", 30)
             await stream.beat("t", 90)
             finished = await stream.finish("t", 90)
         assert await service.stop() == 0
 
     assert (task["state"], task["elapsed_ms"]) == ("running", acknowledged["elapsed_ms"])
     assert (other.status_code, other.json()["code"]) == (429, "agent_limit_reached")
-    assert finished["metered_ms"] == 90
+    assert (again.status_code, again.json()["state"]) == (200, "finished")
+    assert (repeated["metered_ms"], finished["metered_ms"]) == (30, 90)
 
 
 async def test_kill_9_of_postgres_under_load_loses_and_doubles_nothing(data_dir: Path) -> None:

@@ -13,9 +13,11 @@ import os
 import resource
 import socket
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
@@ -270,6 +272,71 @@ def endless_questions(target: Target) -> None:
         assert answer.status_code in (404, 422), answer.text
 
 
+def idle_connections(target: Target) -> None:
+    """Two thousand that say nothing, from five addresses of one machine."""
+    with contextlib.ExitStack() as stack:
+        for number in range(2_000):
+            source = (f"127.0.0.{number % 5 + 2}", 0)
+            peer = socket.create_connection(target.address, timeout=10, source_address=source)
+            stack.enter_context(peer)
+        until_s = time.monotonic() + 30
+        while target.process.num_fds() <= 2_000 and time.monotonic() < until_s:
+            time.sleep(0.05)
+        assert target.process.num_fds() > 2_000
+        assert is_served(target)
+
+
+def strangers_names(target: Target) -> None:
+    """Ask as an operator for three thousand organizations that are not there: none is kept."""
+    admin = f"host: a\r\nauthorization: Bearer {ADMIN_KEY}\r\n"
+    for first in range(0, 3_000, 100):
+        with socket.create_connection(target.address, timeout=30) as peer:
+            heads = (
+                f"GET /admin/v1/organizations/org_{number} HTTP/1.1\r\n{admin}\r\n"
+                for number in range(first, first + 100)
+            )
+            peer.sendall("".join(heads).encode())
+            seen = b""
+            while seen.count(b"HTTP/1.1 404 ") < 100:
+                data = peer.recv(65_536)
+                assert data, seen
+                seen += data
+    shown = target.http.get(
+        "/admin/v1/actors?limit=100", headers={"authorization": f"Bearer {ADMIN_KEY}"}
+    )
+    assert "org_29" not in shown.text
+
+
+def one_loud_tenant(target: Target) -> None:
+    """Eight connections ask as fast as they are answered: a neighbour hardly waits longer."""
+    one = target.head("GET /v1/quota/check") + b"\r\n"
+    headers = {"authorization": f"Bearer {target.neighbour}"}
+    is_over = threading.Event()
+
+    def shout() -> None:
+        with socket.create_connection(target.address, timeout=30) as peer:
+            while not is_over.is_set():
+                peer.sendall(one * 50)
+                seen = b""
+                while seen.count(b"HTTP/1.1 200 ") < 50:
+                    seen += peer.recv(65_536)
+
+    waits_s = []
+    with ThreadPoolExecutor(8) as pool:
+        shouts = [pool.submit(shout) for _ in range(8)]
+        try:
+            for _ in range(100):
+                began_s = time.monotonic()
+                assert target.http.get("/v1/quota", headers=headers).status_code == 200
+                waits_s.append(time.monotonic() - began_s)
+        finally:
+            is_over.set()
+        for each in shouts:
+            each.result()
+    # The median is the load's, the worst of a hundred one turn of everybody else.
+    assert sorted(waits_s)[98] < ANSWERED_WITHIN_S / 2, sorted(waits_s)[-5:]
+
+
 def many_tickets(target: Target) -> None:
     """One organization's tickets for the live feed are not everybody's."""
     one = target.head("POST /v1/usage/live/ticket", "content-length: 0") + b"\r\n"
@@ -335,6 +402,9 @@ ATTACKS: tuple[Callable[[Target], None], ...] = (
     header_floods,
     pipelining,
     endless_questions,
+    idle_connections,
+    strangers_names,
+    one_loud_tenant,
     many_tickets,
     many_tasks,
 )

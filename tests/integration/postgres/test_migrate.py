@@ -169,6 +169,25 @@ async def test_a_migration_killed_in_the_middle_has_not_happened_and_can_be_run_
     assert await portal.run(fetch, empty_database_url, "SELECT n FROM probe") == [(1,)] * 3
 
 
+async def test_every_migration_of_meterd_killed_at_its_end_has_not_happened(
+    portal: AsyncioThread, empty_database_url: str, tmp_path: Path
+) -> None:
+    """The backend ends when every statement of the step is done and nothing is committed."""
+    migrations = Migrations(portal, empty_database_url)
+    steps = [step.id for step in await migrations.pending()]
+    left = []
+    for step in steps:
+        shutil.copytree(SCRIPTS, tmp_path, dirs_exist_ok=True)
+        (script,) = (tmp_path / "versions").glob(f"{step}_*.sql")
+        script.write_text(f"{script.read_text()}; SELECT pg_terminate_backend(pg_backend_pid())")
+        with pytest.raises(StoreUnavailableError):  # after the step before, which is done now
+            await Migrations(portal, empty_database_url, tmp_path).upgrade()
+        left.append(await migrations.current())
+
+    assert left == [None, *steps[:-1]]
+    assert await migrations.upgrade() == (steps[-1],)
+
+
 async def test_a_cancelled_migration_lets_go_of_its_lock(
     portal: AsyncioThread, empty_database_url: str, scripts: Path
 ) -> None:

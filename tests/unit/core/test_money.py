@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import random
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
@@ -45,6 +47,17 @@ def test_totals_keep_every_digit() -> None:
 
     assert str(total_usd(parts)) == "1000000000000000000000000000000.000001"
     assert total_usd(()) == 0
+
+
+def test_ten_thousand_invoices_add_up_to_the_last_decimal() -> None:
+    """Whatever the order, and against fractions that know no rounding."""
+    chance = random.Random(10_000)
+    price_usd = Decimal("0.000007")
+    costs = tuple(cost_usd(chance.randint(-9, 10**6), price_usd) for _ in range(10_000))
+    exact = sum(map(Fraction, costs))
+
+    assert Fraction(total_usd(costs)) == Fraction(total_usd(costs[::-1])) == exact
+    assert amount_cents(total_usd(costs)) == int(exact * 100 + Fraction(1, 2))
 
 
 @pytest.mark.parametrize(
