@@ -1,4 +1,4 @@
-"""The report of a proof, and the table from each promise to the test that would fail without it."""
+"""The report of a proof, as Markdown."""
 
 from __future__ import annotations
 
@@ -18,125 +18,8 @@ from tests.crash.findings import Findings, quantile, total
 from tests.tidy.sources import ROOT
 
 
-PROMISES = (
-    (
-        "What was answered with 2xx or `ack` is on disk.",
-        (
-            "tests/crash/test_kill.py::test_kill_9_of_meterd_under_load_loses_and_doubles_nothing",
-            "tests/crash/test_kill.py::test_kill_9_of_postgres_under_load_loses_and_doubles_nothing",
-            (
-                "tests/crash/test_named_kills.py"
-                "::test_a_kill_around_a_flush_or_a_period_s_end_loses_and_doubles_nothing"
-            ),
-            "tests/simulation/test_worlds.py::test_no_world_breaks_a_promise",
-        ),
-    ),
-    (
-        "An id counts once, however often it is sent.",
-        (
-            "tests/crash/test_outages.py::test_what_was_committed_without_an_answer_counts_once",
-            (
-                "tests/integration/service/test_events.py"
-                "::test_a_thousand_parallel_copies_of_one_event_are_one_row"
-            ),
-        ),
-    ),
-    (
-        "Rows, counters and invoice lines say the same.",
-        (
-            (
-                "tests/integration/service/test_metering.py"
-                "::test_the_ledger_is_what_twenty_agents_ran_whatever_the_operator_does"
-            ),
-            (
-                "tests/integration/service/test_charges.py"
-                "::test_closed_period_becomes_one_invoice_item_although_replies_are_lost"
-            ),
-            ("tests/crash/test_named_kills.py::test_a_kill_around_a_push_makes_one_invoice_item"),
-            "tests/simulation/test_worlds.py::test_no_world_breaks_a_promise",
-        ),
-    ),
-    (
-        (
-            "A hard limit is passed by no more than the delivery of `stop`, and nothing past it is "
-            "billed."
-        ),
-        (
-            (
-                "tests/crash/test_overspend.py"
-                "::test_sixty_agents_racing_for_the_last_minute_are_billed_nothing_past_it"
-            ),
-            (
-                "tests/integration/service/test_limits.py"
-                "::test_five_running_tasks_are_stopped_at_the_instant_the_quota_runs_out"
-            ),
-            (
-                "tests/integration/service/test_limits.py"
-                "::test_of_a_hundred_simultaneous_starts_for_five_slots_five_are_admitted"
-            ),
-        ),
-    ),
-    (
-        "Limits are enforced without PostgreSQL.",
-        (
-            (
-                "tests/crash/test_outages.py"
-                "::test_a_frozen_postgres_stops_no_enforcement_and_loses_nothing"
-            ),
-            (
-                "tests/crash/test_outages.py"
-                "::test_an_unreachable_postgres_stops_no_enforcement_and_loses_nothing"
-            ),
-            (
-                "tests/crash/test_full_disk.py"
-                "::test_a_full_disk_stops_no_enforcement_and_loses_nothing"
-            ),
-        ),
-    ),
-    (
-        "No tenant sees anything of another.",
-        (
-            (
-                "tests/security/test_every_route.py"
-                "::test_another_tenants_id_is_answered_like_a_missing_one"
-            ),
-            "tests/security/test_every_route.py::test_nobody_is_let_in",
-            "tests/security/test_canaries.py::test_nobody_reads_a_word_of_another_tenant",
-            (
-                "tests/integration/service/test_events.py"
-                "::test_another_tenants_events_are_neither_known_nor_voidable"
-            ),
-        ),
-    ),
-    (
-        "When faults end, everything acknowledged is visible within seconds.",
-        (
-            (
-                "tests/crash/test_outages.py"
-                "::test_an_unreachable_postgres_stops_no_enforcement_and_loses_nothing"
-            ),
-            "tests/crash/test_kill.py::test_running_tasks_and_slots_survive_a_kill_of_meterd",
-        ),
-    ),
-    (
-        "What cannot be served is refused with 503 or 429 and `Retry-After`, never dropped.",
-        (
-            (
-                "tests/crash/test_outages.py"
-                "::test_a_frozen_postgres_stops_no_enforcement_and_loses_nothing"
-            ),
-            (
-                "tests/integration/service/test_shutdown.py"
-                "::test_sigterm_under_load_with_a_client_that_never_reads_ends_within_ten_seconds"
-            ),
-        ),
-    ),
-    (
-        "The simulation would notice.",
-        ("tests/simulation/test_planted.py::test_a_planted_bug_is_found_within_twenty_worlds",),
-    ),
-)
-"""Each promise, and the tests that fail when it is broken."""
+PAGE = ROOT / "docs/internals/proof.md"
+"""How to read a report, and the table from each promise to the tests that would fail."""
 
 
 @attrs.frozen
@@ -226,16 +109,17 @@ def written(
         *_simulation(simulated, missed),
         "## Which test would fail",
         "",
-        "| promise | tests |",
-        "|---|---|",
-        *(
-            f"| {promise} | {'<br>'.join(f'`{name}`' for name in names)} |"
-            for promise, names in PROMISES
-        ),
+        *_promises(),
     ]
     if broken:
         lines += ["", "## Broken", "", *(f"* {sentence}" for sentence in broken)]
     return "\n".join(lines) + "\n", is_kept
+
+
+def _promises() -> list[str]:
+    """Return the page's table."""
+    section = PAGE.read_text(encoding="utf-8").split("## From promise to proof")[1]
+    return [line for line in section.split("\n## ")[0].splitlines() if line.startswith("|")]
 
 
 def _verdict(*, is_kept: bool, ended_early: bool) -> str:
