@@ -261,6 +261,8 @@ def test_a_finished_task_takes_no_more_reports() -> None:
     again = drive(state, make_finish("task_1", 9_000), NOON_MS + 9_000)
     assert (again.outcome, again.facts) == (Finished(task=ended), None)
     assert (ended.outcome, ended.metered_ms) == (TaskOutcome.FAILED, 4_000)
+    drive(state, make_change(place=Hold.OPERATOR), NOON_MS + 9_000)
+    assert beat(state, 9_000, NOON_MS + 9_000).stop is DenialReason.SUSPENDED
 
 
 def test_a_report_that_shows_room_lets_the_task_go_on() -> None:

@@ -53,6 +53,12 @@ def test_long_time_is_cut_into_rows_that_fit() -> None:
         (-ROW_MS_MAX, False),
         (-1, False),
     ]
+    assert list(pieces(2 * ROW_MS_MAX + 50, -2 * ROW_MS_MAX - 50, 10)) == [
+        (-ROW_MS_MAX, True),
+        (-ROW_MS_MAX, True),
+        (-40, True),
+        (-10, False),
+    ]
 
 
 def test_a_minute_is_priced_by_the_row_that_completes_it() -> None:
