@@ -6,7 +6,7 @@ import pytest
 from meterd.core.commands import Heartbeat, Tick
 from meterd.core.decide import _heartbeat_in_full
 from meterd.core.heartbeat import decide_at_once
-from meterd.core.organization import Hold, OrganizationState
+from meterd.core.organization import DenialReason, Hold, OrganizationState
 from meterd.core.plan import Contract, Tier
 from meterd.core.units import MINUTE_MS
 from tests.organizations import (
@@ -96,7 +96,7 @@ def test_a_report_past_the_hard_limit_or_under_a_hold_is_not() -> None:
     held = started()
     drive(held, make_change(place=Hold.PAYMENT), NOON_MS)
     assert not is_plain(held, 5, NOON_MS + 5)
-    held.announced = started().announced
+    held.announced, held.announced_stop = started().announced, None
     assert not is_plain(held, 5, NOON_MS + 5)
 
 
@@ -123,6 +123,15 @@ def test_a_report_that_completes_the_interval_is_not() -> None:
     now_ms = NOON_MS + 120_000
 
     assert [is_plain(state, ms, now_ms) for ms in (119_999, 120_000)] == [True, False]
+
+
+def test_nothing_is_plain_until_it_is_told_that_work_may_go_on() -> None:
+    """Agents that were told to stop wait for that word, and it is the general way's to give."""
+    state = started()
+    assert is_plain(state, 5, NOON_MS + 5)
+    state.announced_stop = DenialReason.OVERAGE_CAP_REACHED
+
+    assert not is_plain(state, 5, NOON_MS + 5)
 
 
 def test_right_after_a_start_nothing_is_plain() -> None:

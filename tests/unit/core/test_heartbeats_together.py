@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from meterd.core.commands import Beat, Beats, Heartbeat, Heartbeats, Tick
 from meterd.core.decide import commit, decide
-from meterd.core.organization import OrganizationState
+from meterd.core.organization import OrganizationState, QuotaState
 from meterd.core.plan import Contract, Limits, Tier
 from meterd.core.quota import is_due, view
 from meterd.core.units import MINUTE_MS, SECOND_MS
@@ -119,6 +119,17 @@ def test_a_frame_of_true_reports_is_one_fact() -> None:
     ]
     assert isinstance(decision.outcome, Beats)
     assert [task.elapsed_ms for task in decision.outcome.tasks] == [1_000] * 3 + [2_000] * 3
+
+
+def test_a_frame_that_takes_projected_use_back_over_a_line_is_left_to_be_told() -> None:
+    """Silence looked like use; that it was none must be announced, as for one report."""
+    state = busy_state(Tier.STARTER, 80 * MINUTE_MS - 20_000, NOON_MS, None)
+    now_ms = NOON_MS + 15_000
+    drive(state, Tick(), now_ms)
+    assert state.announced is QuotaState.WARNING
+    sent = [Heartbeat(f"t{number}", 1) for number in range(TASKS)]
+
+    assert decide(state, Heartbeats(sent), now_ms).outcome == Beats(())
 
 
 def test_what_follows_an_odd_report_is_left_to_be_asked_for() -> None:
