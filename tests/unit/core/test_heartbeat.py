@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from decimal import Decimal
+
 import attrs
 import pytest
 
@@ -43,7 +45,7 @@ def is_plain(state: OrganizationState, elapsed_ms: int, now_ms: int) -> bool:
 
 
 @pytest.mark.parametrize("plan", [Tier.STARTER, Tier.ENTERPRISE, Tier.FREE])
-@pytest.mark.parametrize("used_minutes", [0, 81, 101])
+@pytest.mark.parametrize("used_minutes", [0, 81, 100, 101])
 def test_a_report_that_only_adds_pending_time_is_plain(plan: Tier, used_minutes: int) -> None:
     """In every state in which tasks may work."""
     state = started(used_minutes * MINUTE_MS, plan=plan, beats_ms=30_000)
@@ -75,6 +77,16 @@ def test_a_report_that_reaches_a_line_is_not(line_minutes: int, plan: Tier) -> N
         False,
         False,
     ]
+
+
+def test_a_report_that_reaches_the_customers_cap_is_not() -> None:
+    """No quota state changes there, and yet work must stop."""
+    state = started(102 * MINUTE_MS - 5_000)
+    limits = attrs.evolve(state.terms.limits, overage_cap_usd=Decimal("0.10"))
+    state.terms = attrs.evolve(state.terms, limits=limits)
+    state.period = attrs.evolve(state.period, overage_minutes=1, overage_usd=Decimal("0.05"))
+
+    assert [is_plain(state, ms, NOON_MS + 4_999) for ms in (4_999, 5_000)] == [True, False]
 
 
 def test_a_report_that_reaches_a_threshold_of_the_customers_own_is_not() -> None:
