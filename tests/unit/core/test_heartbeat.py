@@ -135,6 +135,8 @@ def test_a_report_that_completes_the_interval_is_not() -> None:
     now_ms = NOON_MS + 120_000
 
     assert [is_plain(state, ms, now_ms) for ms in (119_999, 120_000)] == [True, False]
+    run_to(state, "task_1", now_ms)
+    assert is_plain(state, 125_000, NOON_MS + 125_000)
 
 
 def test_nothing_is_plain_until_it_is_told_that_work_may_go_on() -> None:
