@@ -175,10 +175,6 @@ class StripeActor:
 
     async def run(self) -> None:
         """Work the inbox off for ever. Errors: OwnershipLostError."""
-        if self._payments is None:
-            log.warning(
-                "stripe_payloads_applied", reason="no stripe_api_key: nothing is read again"
-            )
         self._busy.clear()
         async with trio.open_nursery() as nursery:
             lost = await self._start_work(nursery)

@@ -54,7 +54,7 @@ def command(
     try:
         found = trio.run(_ask, loaded.config, question)
     except (StoreError, EmbeddedPostgresError) as error:
-        refuse(f"no answer: {error}", ExitCode.USAGE)
+        refuse(str(error), ExitCode.USAGE)
     if organization is not None and not found.organizations:
         refuse("no organization has this id", ExitCode.USAGE)
     if task is not None and not found.evidence:

@@ -44,8 +44,8 @@ VERSION_TABLE = "alembic_version"
 CHECKSUM_TABLE = "migration_checksums"
 """Made by revision 0008; what ran before it is written down with it."""
 
-# It tells how it writes text ("non-transactional DDL"), which is not how the text is run.
-logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
+# It tells what it loads, and how it writes text ("non-transactional DDL"): not how it is run.
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 @attrs.frozen(kw_only=True)

@@ -16,6 +16,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import Enum
 from typing import Any, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 import asyncpg
 import attrs
@@ -201,10 +202,15 @@ async def _make_pool(
 
 
 async def _connect(dsn: str, name: str) -> asyncpg.Connection[asyncpg.Record]:
-    with translated(f"connect for {name}"):
+    with translated(f"connect to PostgreSQL at {_place(dsn)}"):
         return await asyncpg.connect(
             dsn, timeout=CONNECT_S, server_settings=_session_settings(name, WRITE_S)
         )
+
+
+def _place(dsn: str) -> str:
+    """Return host and port as the URL names them; the other parts are nobody's business."""
+    return urlsplit(dsn).netloc.rpartition("@")[2] or "its default place"
 
 
 def _session_settings(name: str, limit_s: float) -> dict[str, str]:

@@ -249,5 +249,6 @@ async def test_the_command_answers_with_its_exit_code(
     assert clean.returncode == 0, clean.stderr
     assert json.loads(clean.stdout)["differences"] == []
     assert [run.returncode for run in (unknown, no_task, unreachable)] == [2, 2, 2]
+    assert unreachable.stderr.startswith("meterd: store failed to audit the ledger: ")
     assert tampered.returncode == 1
     assert "total_cost_usd is 99.00, expected" in tampered.stdout

@@ -207,6 +207,19 @@ async def test_a_url_without_sense_is_rejected(portal: AsyncioThread) -> None:
             await pools.read("ask", one)
 
 
+async def test_who_cannot_connect_is_told_where_and_never_shown_the_password(
+    portal: AsyncioThread,
+) -> None:
+    """The commonest slip is a wrong URL; the sentence goes to logs and terminals."""
+    dsn = "postgresql://meterd:s3cret@127.0.0.1:1/meterd?connect_timeout=3"
+    with pytest.raises(StoreUnavailableError) as caught:
+        async with open_dedicated_connection(portal, dsn, name="start"):
+            pass
+
+    assert str(caught.value).startswith("store failed to connect to PostgreSQL at 127.0.0.1:1: ")
+    assert "s3cret" not in str(caught.value)
+
+
 async def test_a_dedicated_connection_keeps_its_session_until_it_is_closed(
     portal: AsyncioThread, pools: PostgresPools
 ) -> None:

@@ -17,11 +17,13 @@ pytestmark = pytest.mark.slow
 
 
 async def test_a_second_meterd_waits_and_then_exits_3_with_a_clear_message(
-    database_url: str,
+    empty_database_url: str,
 ) -> None:
-    """It says who owns the database and changes nothing."""
-    options = ["--database-url", database_url, "--owner-wait-ms", "300"]
-    async with running_meterd("--database-url", database_url) as service:
+    """It says who owns the database and changes nothing; the first said only what it made."""
+    options = ["--database-url", empty_database_url, "--owner-wait-ms", "300"]
+    async with running_meterd("--database-url", empty_database_url) as service:
+        said = [line for line in service.log if not line.startswith("meterd ready")]
+        assert [line[:32] for line in said] == ["meterd: making the tables (migra"]
         second = await trio.run_process(
             [sys.executable, "-m", "meterd", "serve", "--bind", "127.0.0.1:0", *options],
             env=environment({}),
