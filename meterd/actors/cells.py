@@ -225,8 +225,9 @@ class Cells:
         commit(state, decision)
         if decision.facts is not None:
             self._ledger.accept(cell.organization_id, decision.facts)
-            if self.on_change is not None:
-                self.on_change(cell.organization_id)
+        has_changed = decision.facts is not None or bool(decision.notices)
+        if has_changed and self.on_change is not None:
+            self.on_change(cell.organization_id)
         if decision.notices:
             self.acknowledgements.announce(cell.organization_id, decision.notices)
 

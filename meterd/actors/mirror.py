@@ -142,7 +142,7 @@ class Mirror:
             if cell is None or cell.phase is not Phase.READY:
                 continue  # it is noted again when it changes again
             try:
-                view = self._organizations.view_nowait(name)
+                view = self._organizations.glimpse_nowait(name)
             except MeterdError:
                 continue
             if view is not None:

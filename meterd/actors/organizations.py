@@ -149,6 +149,14 @@ class Organizations:
 
     def view_nowait(self, organization_id: str, agent_id: str | None = None) -> QuotaView | None:
         """Return the quota object of a ready organization, or None when it must be activated."""
+        seen = self.glimpse_nowait(organization_id, agent_id)
+        cell = self.cells.get(organization_id)
+        if seen is not None and cell is not None:
+            cell.touched_ms = seen.as_of_ms
+        return seen
+
+    def glimpse_nowait(self, organization_id: str, agent_id: str | None = None) -> QuotaView | None:
+        """Return as `view_nowait`, but for nobody: it keeps no organization in memory."""
         cell = self.cells.ready(organization_id)
         if cell is None:
             return None
@@ -156,8 +164,7 @@ class Organizations:
         now_ms = self.clock.now_ms()
         if is_due(cell.state, now_ms) and not self.cells.is_stopping:
             self.cells.handle(cell, Tick())
-            return self.view_nowait(organization_id, agent_id)
-        cell.touched_ms = now_ms
+            return self.glimpse_nowait(organization_id, agent_id)
         return view(cell.state, now_ms, agent_id)
 
     def standing_nowait(self, organization_id: str, agent_id: str | None = None) -> Standing | None:

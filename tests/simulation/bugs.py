@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from tests.simulation import planted_books, planted_caps, planted_keys, planted_stripe
+from tests.simulation import (
+    planted_books,
+    planted_caps,
+    planted_keys,
+    planted_mirror,
+    planted_stripe,
+)
 from tests.simulation.planted import BUGS
 
 
-__all__ = ["BUGS", "planted_books", "planted_caps", "planted_keys", "planted_stripe"]
+__all__ = [
+    "BUGS",
+    "planted_books",
+    "planted_caps",
+    "planted_keys",
+    "planted_mirror",
+    "planted_stripe",
+]

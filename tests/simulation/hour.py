@@ -42,6 +42,7 @@ CALM = attrs.evolve(
     journal_max=100_000,
     mailbox_max=1_000,
     keys_every_s=0.0,
+    has_redis=False,
     tasks_max=10_000,
     passivate_after_ms=10 * MINUTE_MS,
     ack_timeout_ms=5_000,

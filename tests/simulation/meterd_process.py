@@ -22,6 +22,7 @@ from meterd.actors.charge_policy import ChargePolicy
 from meterd.actors.charges import Charges
 from meterd.actors.keyring import KeyRing, Principal
 from meterd.actors.ledger import FlushPolicy, Ledger
+from meterd.actors.mirror import Mirror, MirrorPolicy
 from meterd.actors.organizations import Organizations
 from meterd.actors.reconciliation import StripeReconciliation
 from meterd.actors.scheduler import Job, Order, RetryPolicy, Scheduler, Work
@@ -50,6 +51,7 @@ from tests.job_store import NaiveJobStore
 from tests.organizations import CATALOGUE
 from tests.simulation.determinism import Chance
 from tests.simulation.network import Line, ServerEnd
+from tests.simulation.redis_server import REFRESH_S, RedisServer
 from tests.simulation.store import SimulatedStore, Weathered, Witness
 from tests.simulation.stripe_account import StripeAccount
 from tests.simulation.stripe_line import StripeLine
@@ -70,6 +72,8 @@ ANSWER_S = 10
 
 STRIPE_POLICY = StripePolicy(retry_max_ms=20_000, away_max_ms=10_000)
 
+MIRROR_POLICY = MirrorPolicy(refresh_ms=REFRESH_S * 1_000, retry_max_ms=8_000)
+
 CHARGE_POLICY = ChargePolicy(
     retry_max_ms=30_000, look_min_ms=40_000, look_max_ms=60_000, away_max_ms=10_000
 )
@@ -88,6 +92,29 @@ class StripeTables:
     jobs: NaiveJobStore = attrs.Factory(NaiveJobStore)
     work_done: Counter[tuple[str, str]] = attrs.Factory(Counter)
     """By job and subject: how often its work was done to the end."""
+
+
+@attrs.frozen
+class Outside:
+    """What a process deals with besides its agents and their ledger."""
+
+    tables: StripeTables
+    account: StripeAccount
+    redis: RedisServer
+
+
+class RedisLine:
+    """The way of one process to Redis: what is written after its death has no effect."""
+
+    def __init__(self, redis: RedisServer, process: MeterdProcess) -> None:
+        self._redis = redis
+        self._process = process
+
+    async def put(self, quotas: Sequence[tuple[str, bytes]], *, ttl_ms: int) -> None:
+        """Write quotas. Errors: SinkUnavailableError."""
+        if self._process.is_dead:
+            await trio.sleep_forever()
+        await self._redis.put(quotas, ttl_ms)
 
 
 class KeyPort(Weathered):
@@ -113,8 +140,7 @@ class MeterdProcess:
     def __init__(
         self,
         database: Database,
-        tables: StripeTables | None = None,
-        account: StripeAccount | None = None,
+        outside: Outside | None = None,
         *,
         chance: Chance,
         wall_ms: Callable[[], int],
@@ -176,11 +202,25 @@ class MeterdProcess:
         self._key_port = KeyPort(
             self.store.weathered(MemoryStore(database, epoch=self.epoch, clock=self.clock))
         )
-        if tables is not None and account is not None:
-            self._follow_stripe(database, tables, account, chance, weather)
+        if outside is not None:
+            self._follow_stripe(database, outside.tables, outside.account, chance, weather)
+            if settings.has_redis:
+                self._mirror_to(outside.redis)
         self.ended = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._lines: list[Line] = []
+
+    def _mirror_to(self, redis: RedisServer) -> None:
+        """Put the mirror in place, as `notifying` does."""
+        mirror = Mirror(
+            self.organizations,
+            RedisLine(redis, self),
+            encode=lambda view: redis.encode(self, view),
+            jitter=self._chance.jitter(),
+            policy=MIRROR_POLICY,
+        )
+        self.organizations.cells.on_change = mirror.note
+        self._services["mirror"] = mirror.run
 
     def _follow_stripe(
         self,

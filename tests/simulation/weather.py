@@ -53,6 +53,11 @@ class Weather:
     """How often a customer changes the cap on overage."""
     keys_every_s: float
     """How often an organization makes, rolls or revokes a key."""
+    has_redis: bool
+    redis_away: float
+    redis_stalled: float
+    redis_reply_lost: float
+    redis_empty_every_s: float
     job_minute: int
     """When the hourly jobs are due: in the storm or after it."""
     reconciles: bool
@@ -158,6 +163,11 @@ class Weather:
             payment_grace_ms=chance.pick(5, 30) * SECOND_MS,
             events_every_s=chance.pick(0.0, 4.0, 8.0),
             settings_every_s=chance.pick(0.0, 4.0, 15.0),
+            has_redis=chance.happens(0.5),
+            redis_away=chance.pick(0.0, 0.3, 0.9),
+            redis_stalled=chance.sometimes(0.2),
+            redis_reply_lost=chance.sometimes(0.3),
+            redis_empty_every_s=chance.pick(0.0, 30.0),
             keys_every_s=chance.pick(0.0, 0.0, 5.0),
             charge_wait_ms=chance.pick(1, 1, 30) * SECOND_MS,
         )
@@ -194,6 +204,10 @@ class Weather:
             notice_lost=0.0,
             notices_away_every_s=0.0,
             cards_fail=0.0,
+            redis_away=0.0,
+            redis_stalled=0.0,
+            redis_reply_lost=0.0,
+            redis_empty_every_s=0.0,
             notice_late=0.0,
             notice_doubled=0.0,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,10 +32,11 @@ from tests.simulation.clients import HonestClient, Liar
 from tests.simulation.counting import EventBooks, Sender
 from tests.simulation.determinism import Chance, seeded_run
 from tests.simulation.keys import KeyBooks, KeyOwner
-from tests.simulation.meterd_process import MeterdProcess, StripeTables
+from tests.simulation.meterd_process import MeterdProcess, Outside, StripeTables
 from tests.simulation.misfortune import Misfortune
 from tests.simulation.network import Client, Network, Server
 from tests.simulation.operator import Operator, drawn_contract
+from tests.simulation.redis_server import RedisServer
 from tests.simulation.store import STALL_S
 from tests.simulation.stripe_account import Inbox, Json, StripeAccount
 from tests.simulation.stripe_auditor import StripeAuditor
@@ -89,6 +90,7 @@ class World:
         self.events = EventBooks(self.database)
         self.senders: list[Sender] = []
         self.keys = KeyBooks()
+        self.redis = RedisServer(seed, lambda: self.weather, self._remembering)
         self.calm_from_s = math.inf
         """From when on no call is under way any more that was stalled in the storm."""
 
@@ -140,6 +142,7 @@ class World:
                 storm.start_soon(self.account.be_used)
                 storm.start_soon(self.account.be_away)
                 storm.start_soon(self.account.be_mute)
+                storm.start_soon(self.redis.be_restarted)
                 operator = Operator(self, "operator")
                 storm.start_soon(operator.debit_all)
                 storm.start_soon(operator.run)
@@ -157,12 +160,7 @@ class World:
             await Operator(self, "corrections").correct()
             await misfortune.put_clock_right()
             await become_quiet(self)
-            self.books.conclude()  # before further notices heal what went wrong
-            self.account.upgrade_all()  # what happens after the storm arrives as ever
-            await become_quiet(self)
-            await exhaust(self, nursery)
-            for owner in owners.values():
-                await owner.drill()
+            await self._drill(nursery, owners.values())
             nursery.cancel_scope.cancel()
         self._raise_broken()
         runs = [run for client in self.clients for run in client.runs.values()]
@@ -183,6 +181,17 @@ class World:
             charged_cents=self.books.charged_cents,
             notices=len(self.tables.events),
         )
+
+    async def _drill(self, nursery: trio.Nursery, owners: Iterable[KeyOwner]) -> None:
+        """Try in calm weather what must work to the second."""
+        self.books.conclude()  # before further notices heal what went wrong
+        self.account.upgrade_all()  # what happens after the storm arrives as ever
+        await become_quiet(self)
+        await exhaust(self, nursery)
+        for owner in owners:
+            await owner.drill()
+        drill = Operator(self, "drill")
+        await self.redis.drill(lambda: drill.sell(self.organization_ids[-1]))
 
     async def _create(self) -> None:
         clock = FixedClock(self.true_ms())
@@ -318,8 +327,7 @@ class World:
         while True:
             process = MeterdProcess(
                 self.database,
-                self.tables,
-                self.account,
+                Outside(self.tables, self.account, self.redis),
                 chance=Chance(self.seed, f"process {self.database.epoch}"),
                 wall_ms=self.wall_ms,
                 weather=lambda: self.weather,
@@ -416,6 +424,8 @@ class World:
             process = self.current
             if process is None:
                 continue
+            if self.weather.has_redis and trio.current_time() > self.calm_from_s:
+                self.redis.compare(process)
             timeout_ms = self.weather.task_timeout_ms
             for cell in process.organizations.cells:
                 is_at_rest = cell.phase.value == "ready" and cell.mailbox is None
