@@ -231,23 +231,23 @@ def test_a_finish_is_clamped_too() -> None:
 
 def test_reporting_under_90_percent_for_five_minutes_is_found() -> None:
     """The other direction: an agent that hides time. The window then starts anew."""
-    for percent, kinds in ((89, ["under_reporting"]), (90, [])):
+    for permille, kinds in ((899, ["under_reporting"] * 2), (900, [])):
         state = make_state()
         start(state)
         found: list[Finding] = []
-        for seconds in range(10, 310, 10):
-            report = Heartbeat("task_1", seconds * 10 * percent)
+        for seconds in range(10, 610, 10):
+            report = Heartbeat("task_1", seconds * permille)
             facts = drive(state, report, NOON_MS + seconds * 1_000).facts
             assert facts is not None
             found += facts.findings
         assert [finding.kind for finding in found] == kinds
         for finding in found:
             assert finding.detail_json == (
-                '{"agent_id":"agent_1","observed_ms":300000,"reported_ms":267000,'
+                '{"agent_id":"agent_1","observed_ms":300000,"reported_ms":269700,'
                 '"task_id":"task_1"}'
             )
         task = state.running["task_1"]
-        assert (task.pace_from_ms, task.pace_elapsed_ms) == (NOON_MS + 300_000, task.elapsed_ms)
+        assert (task.pace_from_ms, task.pace_elapsed_ms) == (NOON_MS + 600_000, task.elapsed_ms)
 
 
 def test_a_finished_task_takes_no_more_reports() -> None:
