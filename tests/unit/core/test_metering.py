@@ -110,6 +110,15 @@ def test_pending_time_of_yesterday_is_recorded_before_todays() -> None:
     assert state.running["task_1"].pending_ms == 5_000
 
 
+def test_a_repeated_report_writes_no_row_even_past_midnight() -> None:
+    """Nothing ran, so nothing is due: an agent that repeats itself must not fill the ledger."""
+    state = make_state(at_ms=MIDNIGHT_MS - 30_000)
+    start(state, now_ms=MIDNIGHT_MS - 30_000)
+    for now_ms in (MIDNIGHT_MS - 1_000, MIDNIGHT_MS + 1_000):
+        facts = drive(state, Heartbeat("task_1", 9_000), now_ms).facts
+        assert rows_of(facts) == []
+
+
 def test_a_report_over_a_periods_end_belongs_to_both() -> None:
     """Read backwards: what ran after the end is new, what ran before is old."""
     state = make_state()
