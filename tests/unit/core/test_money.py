@@ -47,6 +47,7 @@ def test_totals_keep_every_digit() -> None:
 
     assert str(total_usd(parts)) == "1000000000000000000000000000000.000001"
     assert total_usd(()) == 0
+    assert cost_usd(10**30, Decimal("0.000001")) == 10**24
 
 
 def test_ten_thousand_invoices_add_up_to_the_last_decimal() -> None:

@@ -148,6 +148,7 @@ def test_slots_follow_the_tasks() -> None:
 
     put_task(state, make_task("t2"))
     assert (state.agents, list(state.lost)) == ({"agent_1": 1}, [])
+    assert list(state.ended) == ["t1"], "it runs again"
     assert (state.task("t2"), state.task("t9")) == (state.running["t2"], None)
 
     put_task(state, make_task("t2", state=TaskState.LOST, ended_at_ms=NOON_MS))
