@@ -1,16 +1,35 @@
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 
+import attrs
 import pytest
 
-from meterd.core.commands import Adjusted, Heartbeat, Notified, StopTasks, ThresholdReached, Tick
+from meterd.core.commands import (
+    Adjusted,
+    Heartbeat,
+    Notified,
+    QuotaChanged,
+    StopTasks,
+    ThresholdReached,
+    Tick,
+)
 from meterd.core.decide import decide
 from meterd.core.ids import fact_id
 from meterd.core.metering import Draft
 from meterd.core.notification import Notification, NotificationKind
-from meterd.core.organization import DenialReason, Facts, Finding, Hold, OrganizationState
+from meterd.core.organization import (
+    DenialReason,
+    Facts,
+    Finding,
+    Hold,
+    OrganizationState,
+    QuotaState,
+)
 from meterd.core.plan import Contract, Resource, Tier
+from meterd.core.quota import projected_ms
+from meterd.core.task import TaskState
 from meterd.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 from meterd.core.usage import Kind, Source, UsageRow
 from tests.organizations import (
@@ -25,6 +44,7 @@ from tests.organizations import (
     make_rules,
     make_start,
     make_state,
+    make_task,
     run_to,
     start,
 )
@@ -203,6 +223,63 @@ def test_time_after_an_instant_is_taken_off_to_the_millisecond() -> None:
         (5_000, begin_ms),
     ]
     assert draft.period.used_ms == 15_000
+
+
+@pytest.mark.parametrize(
+    ("percent", "then"),
+    [
+        (80, []),
+        (100, [("quota.grace_started", None)]),
+        (110, [("quota.limit_reached", "plan_limit_reached")]),
+    ],
+)
+def test_each_line_is_told_with_what_it_means(
+    percent: int, then: list[tuple[str, str | None]]
+) -> None:
+    """A receiver acts on the kind; the share and the code are what it shows."""
+    state = make_state(contract=HUNDRED, used_ms=percent * MINUTE_MS - 1)
+    drive(state, Tick(), NOON_MS)
+    notices = drive(state, make_start(elapsed_ms=1), NOON_MS).notices
+    told = [each.notification for each in notices if isinstance(each, Notified)]
+    data = [json.loads(each.data_json) for each in told]
+
+    assert ThresholdReached(percent=percent) in notices
+    assert (told[0].kind.value, data[0]["percent"]) == ("usage.threshold_reached", percent)
+    rest = zip(told[1:], data[1:], strict=True)
+    assert [(each.kind.value, about.get("code")) for each, about in rest] == then
+
+
+def test_a_hold_is_announced_as_one_whatever_was_used() -> None:
+    """And the limit that it hides is told to be over when the hold is."""
+    state = make_state(contract=HUNDRED, used_ms=110 * MINUTE_MS)
+    drive(state, Tick(), NOON_MS)
+    held = drive(state, make_change(place=Hold.OPERATOR), NOON_MS).notices
+    credited = drive(state, make_adjust(-60 * MINUTE_MS), NOON_MS).notices
+    lifted = drive(state, make_change(lift=Hold.OPERATOR), NOON_MS).notices
+
+    suspended = QuotaChanged(state=QuotaState.SUSPENDED, stop=DenialReason.SUSPENDED)
+    assert suspended in held
+    assert not [each for each in credited if isinstance(each, Notified)]
+    assert [each.notification.kind for each in lifted if isinstance(each, Notified)] == [
+        NotificationKind.RECOVERED
+    ]
+
+
+def test_a_draft_sees_running_tasks_once_and_projects_what_they_may_have_used() -> None:
+    """Recording a silent task's time does not make it less silent."""
+    state = make_state()
+    for task_id in ("t1", "t2", "t3"):
+        start(state, task_id, task_id)
+        drive(state, Heartbeat(task_id, 2_000), NOON_MS + 2_000)
+    now_ms = NOON_MS + 9_000
+    draft = Draft(state, now_ms)
+    draft.record_all()
+    assert draft.projected_ms() == projected_ms(state, now_ms) == 6_000 + 21_000
+
+    draft.put(attrs.evolve(state.running["t2"], state=TaskState.LOST, ended_at_ms=now_ms))
+    draft.put(make_task("t4", reported_at_ms=now_ms))
+    assert [task.task_id for task in draft.running()] == ["t1", "t3", "t4"]
+    assert draft.projected_ms() == 6_000 + 14_000
 
 
 def test_a_notification_tells_the_period_and_its_limits_beside_what_it_is_about() -> None:
