@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = exit_code_of(error)
         if code is None:
             raise
-        refuse("\n".join(sorted({str(leaf) for leaf in _leaves(error)})), code)
+        refuse("\n".join(sorted({str(leaf) or "interrupted" for leaf in _leaves(error)})), code)
     sys.exit(outcome if isinstance(outcome, int) else ExitCode.OK)
 
 

@@ -22,6 +22,7 @@ import redis
 import trio
 
 from tests.conftest import missing_service
+from tests.integration.docs.pages import blocks_of
 from tests.integration.service.harness import Service, running_meterd
 
 
@@ -134,6 +135,14 @@ async def work(service: Service) -> float:
     return trio.current_time() - began
 
 
+def what_the_page_decides(port: int) -> Any:
+    """Run the Python of docs/how-to/read-quotas-from-redis.md; return whether org_1 may go on."""
+    [block] = [b for b in blocks_of("how-to/read-quotas-from-redis.md") if b.language == "python"]
+    found: dict[str, Any] = {}
+    exec(block.text.replace("redis.Redis()", f"redis.Redis(port={port})"), found)  # noqa: S102  # our page
+    return found["may_go_on"]
+
+
 async def test_a_quota_is_a_key_with_a_time_to_live_and_a_message(
     database_url: str, server: Redis
 ) -> None:
@@ -147,6 +156,7 @@ async def test_a_quota_is_a_key_with_a_time_to_live_and_a_message(
         asked = (await http.get("/v1/quota")).json()
         assert {**quota, "as_of": 0} == {**asked, "as_of": 0}
         assert 500_000 < client.pttl(KEY) <= 600_000
+        assert what_the_page_decides(server.port) is True
 
         def heard() -> Any:
             message = listener.get_message(ignore_subscribe_messages=True, timeout=0.01)

@@ -262,3 +262,17 @@ def test_help_says_of_each_command_what_its_own_help_says_first(
         assert command.help, name
         first = " ".join(command.help.partition("\n\n")[0].split()).partition(". ")[0]
         assert f"{name} {first.rstrip('.')}" in listed, name
+
+
+def test_ctrl_c_is_told_in_a_word_wherever_it_comes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trio wraps the interrupt in groups when tasks were running: no silence, no traceback."""
+
+    def interrupted(**_: object) -> None:
+        raise BaseExceptionGroup("tasks", [BaseExceptionGroup("tasks", [KeyboardInterrupt()])])
+
+    monkeypatch.setattr(group, "main", interrupted)
+
+    assert run("serve") == ExitCode.FAILED
+    assert capsys.readouterr().err == "meterd: interrupted\n"
