@@ -132,6 +132,20 @@ def test_a_frame_that_takes_projected_use_back_over_a_line_is_left_to_be_told() 
     assert decide(state, Heartbeats(sent), now_ms).outcome == Beats(())
 
 
+def test_a_frame_that_runs_ahead_over_a_line_is_left_to_be_told() -> None:
+    """Each report alone is small; what all of them add reaches the next state."""
+    state = busy_state(Tier.STARTER, 80 * MINUTE_MS - 20_000, NOON_MS, None)
+    assert state.announced is QuotaState.OK
+    now_ms = NOON_MS + 5_000
+    ahead = [Heartbeat(f"t{number}", (9 - number) * SECOND_MS) for number in range(TASKS)]
+    honest = [Heartbeat(f"t{number}", (5 - number) * SECOND_MS) for number in range(TASKS)]
+
+    assert decide(state, Heartbeats(ahead), now_ms).outcome == Beats(())
+    taken = decide(state, Heartbeats(honest), now_ms).outcome
+    assert isinstance(taken, Beats)
+    assert len(taken.tasks) == TASKS
+
+
 def test_what_follows_an_odd_report_is_left_to_be_asked_for() -> None:
     """A task nobody knows, a repeat, a leap ahead."""
     state = busy_state(Tier.STARTER, 0, NOON_MS, None)
