@@ -9,7 +9,7 @@ import attrs
 import click
 
 from meterd.adapters.asyncio_thread import AsyncioThread, open_asyncio_thread
-from meterd.adapters.embedded_postgres import attach_embedded_postgres
+from meterd.adapters.embedded_postgres import attach_embedded_postgres, open_embedded_postgres
 from meterd.adapters.postgres.pool import PostgresPools, open_postgres_pools
 from meterd.config import Config
 
@@ -24,17 +24,20 @@ class OpenDatabase:
 
 
 @contextlib.asynccontextmanager
-async def open_server(config: Config) -> AsyncIterator[tuple[AsyncioThread, str]]:
+async def open_server(
+    config: Config, *, makes_new: bool = False
+) -> AsyncIterator[tuple[AsyncioThread, str]]:
     """Give the URL of the configured database; an embedded one is attached to, or started.
 
-    Errors: EmbeddedPostgresError.
+    With `makes_new` it is created if there is none. Errors: EmbeddedPostgresError.
     """
+    embedded = open_embedded_postgres if makes_new else attach_embedded_postgres
     async with open_asyncio_thread() as portal:
         if config.database_url is not None:
             yield portal, config.database_url.get_secret_value()
             return
         assert config.data_dir is not None, "the configuration names one of the two"
-        async with attach_embedded_postgres(
+        async with embedded(
             portal, config.data_dir, on_progress=lambda text: click.echo(text, err=True)
         ) as server:
             yield portal, server.dsn

@@ -13,11 +13,9 @@ import attrs
 import click
 import trio
 
-from meterd.adapters.asyncio_thread import AsyncioThread, open_asyncio_thread
-from meterd.adapters.embedded_postgres import attach_embedded_postgres
 from meterd.adapters.postgres.audit import AuditResult, Evidence, audit
-from meterd.adapters.postgres.pool import open_postgres_pools
 from meterd.cli import ExitCode, refuse
+from meterd.cli._database import open_database
 from meterd.cli._examples import examples
 from meterd.cli._options import DATABASE, configured
 from meterd.config import Config, LoadedConfig
@@ -64,20 +62,9 @@ def command(
 
 
 async def _ask(config: Config, question: Question) -> AuditResult:
-    async with open_asyncio_thread() as portal:
-        if config.database_url is not None:
-            return await _at(portal, config.database_url.get_secret_value(), question)
-        assert config.data_dir is not None, "the configuration names one of the two"
-        async with attach_embedded_postgres(
-            portal, config.data_dir, on_progress=lambda text: click.echo(text, err=True)
-        ) as server:
-            return await _at(portal, server.dsn, question)
-
-
-async def _at(portal: AsyncioThread, dsn: str, question: Question) -> AuditResult:
-    async with open_postgres_pools(portal, dsn) as pools:
+    async with open_database(config) as database:
         return await audit(
-            pools, organization_id=question.organization_id, task_id=question.task_id
+            database.pools, organization_id=question.organization_id, task_id=question.task_id
         )
 
 

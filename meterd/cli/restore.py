@@ -8,12 +8,11 @@ import click
 import trio
 
 from meterd.adapters import postgres_dump
-from meterd.adapters.asyncio_thread import AsyncioThread, open_asyncio_thread
-from meterd.adapters.embedded_postgres import open_embedded_postgres
 from meterd.adapters.postgres.audit import audit
 from meterd.adapters.postgres.migrate import Migrations
 from meterd.adapters.postgres.pool import open_postgres_pools
 from meterd.cli import ExitCode, refuse
+from meterd.cli._database import open_server
 from meterd.cli._examples import examples
 from meterd.cli._options import DATABASE, configured
 from meterd.config import Config, LoadedConfig
@@ -38,23 +37,14 @@ def command(*, loaded: LoadedConfig, file: Path) -> ExitCode:
 
 
 async def _restore(config: Config, file: Path) -> int:
-    async with open_asyncio_thread() as portal:
-        if config.database_url is not None:
-            return await _into(portal, config.database_url.get_secret_value(), file)
-        assert config.data_dir is not None, "the configuration names one of the two"
-        async with open_embedded_postgres(
-            portal, config.data_dir, on_progress=lambda text: click.echo(text, err=True)
-        ) as server:
-            return await _into(portal, server.dsn, file)
-
-
-async def _into(portal: AsyncioThread, dsn: str, file: Path) -> int:
-    migrations = Migrations(portal, dsn)
-    if await migrations.current() is not None:
-        refuse(
-            "the database has meterd's tables already: restore into an empty one", ExitCode.USAGE
-        )
-    await postgres_dump.restore(dsn, file)
-    await migrations.upgrade(lambda text: click.echo(text, err=True))
-    async with open_postgres_pools(portal, dsn) as pools:
-        return len((await audit(pools)).differences)
+    async with open_server(config, makes_new=True) as (portal, dsn):
+        migrations = Migrations(portal, dsn)
+        if await migrations.current() is not None:
+            refuse(
+                "the database has meterd's tables already: restore into an empty one",
+                ExitCode.USAGE,
+            )
+        await postgres_dump.restore(dsn, file)
+        await migrations.upgrade(lambda text: click.echo(text, err=True))
+        async with open_postgres_pools(portal, dsn) as pools:
+            return len((await audit(pools)).differences)
