@@ -21,7 +21,7 @@ import trio
 from typed_settings import Secret
 
 from meterd import notifying, telemetry
-from meterd.actors.cells import ActorPolicy, Decide
+from meterd.actors.cells import ActorPolicy, Cells, Decide
 from meterd.actors.connections import ConnectionMeter
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
@@ -146,7 +146,7 @@ async def _run(
             ),
             spans=spans or no_span,
         )
-        organizations = Organizations(
+        cells = Cells(
             store,
             ledger,
             rules=Rules(
@@ -165,6 +165,7 @@ async def _run(
             decide=decide_with if spans is None else telemetry.traced(decide_with, spans),
             slowing=lambda: clock.slowing,
         )
+        organizations = Organizations(cells)
         keyring = await KeyRing.open(
             store,
             clock=clock,

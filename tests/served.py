@@ -18,7 +18,7 @@ from quart.testing.utils import sentinel
 from typed_settings import Secret
 from werkzeug.datastructures import Headers
 
-from meterd.actors.cells import ActorPolicy
+from meterd.actors.cells import ActorPolicy, Cells
 from meterd.actors.inspection import Inspector
 from meterd.actors.keyring import KeyRing
 from meterd.actors.ledger import FlushPolicy, Ledger
@@ -198,7 +198,7 @@ async def open_world(
     ledger = Ledger(
         store, clock=clock, ids=ids, jitter=halves(), policy=FlushPolicy(retry_max_ms=100)
     )
-    organizations = Organizations(
+    cells = Cells(
         store,
         ledger,
         rules=Rules(
@@ -210,6 +210,7 @@ async def open_world(
         policy=ActorPolicy(ask_timeout_ms=ack_timeout_ms, ack_timeout_ms=ack_timeout_ms),
         decide=decide,
     )
+    organizations = Organizations(cells)
     feed = LiveFeed(organizations, encode=encode_snapshot, encode_alert=encode_alert)
     keyring = await KeyRing.open(
         store,

@@ -39,7 +39,7 @@ from meterd.core.journal import StoredOrganization, restore
 from meterd.core.organization import OrganizationState, Rules, forget_ended
 from meterd.core.plan import resolve
 from meterd.core.quota import is_due, next_wakeup_ms
-from meterd.core.slowing import Slowing
+from meterd.core.slowing import STEADY, Slowing
 from meterd.core.supervision import StrikePolicy, is_out, recent
 from meterd.core.units import SECOND_MS
 from meterd.errors import (
@@ -92,8 +92,9 @@ class Cells:
         jitter: Iterator[float],
         policy: ActorPolicy,
         decide: Decide,
-        slowing: Callable[[], Slowing],
+        slowing: Callable[[], Slowing] = lambda: STEADY,
     ) -> None:
+        """Hold nobody yet; `slowing` tells how the clock has run, `decide` is the core's."""
         self.timers = Timers(clock, self._wake)
         self.activation = Activation(
             store,
@@ -113,12 +114,12 @@ class Cells:
         self.passivated = 0
         self.is_stopping = False
         self._store = store
-        self._ledger = ledger
+        self.ledger = ledger
         self.recall = Recall(store, timeout_ms=policy.ask_timeout_ms)
-        self._rules = rules
-        self._clock = clock
+        self.rules = rules
+        self.clock = clock
         self._ids = ids
-        self._policy = policy
+        self.policy = policy
         self._decide = decide
         self._slowing = slowing
         self._cells: dict[str, Cell] = {}
@@ -147,7 +148,7 @@ class Cells:
         Errors: QuarantinedError; OverloadedError when the mailbox is full.
         """
         cell = self._cells.get(organization_id)
-        now_ms = self._clock.now_ms()
+        now_ms = self.clock.now_ms()
         if cell is None:
             cell = self._cells[organization_id] = Cell(organization_id, touched_ms=now_ms)
         if cell.phase is Phase.QUARANTINED:
@@ -159,9 +160,9 @@ class Cells:
             cell.phase, cell.is_on_probation = Phase.LOADING, True
         if cell.mailbox is None:
             cell.mailbox = deque()
-        if len(cell.mailbox) >= self._policy.mailbox_max:
+        if len(cell.mailbox) >= self.policy.mailbox_max:
             cell.sweep_mailbox()
-        if len(cell.mailbox) >= self._policy.mailbox_max:
+        if len(cell.mailbox) >= self.policy.mailbox_max:
             raise OverloadedError("the organization's mailbox")
         letter = Letter(command, Reply())
         cell.mailbox.append(letter)
@@ -189,7 +190,7 @@ class Cells:
 
         A row of reports in which one crashes is none of them: asked one by one, only that one will.
         """
-        state, now_ms = cell.state, self._clock.now_ms()
+        state, now_ms = cell.state, self.clock.now_ms()
         assert state is not None, cell.organization_id
         if is_due(state, now_ms):
             return None
@@ -202,7 +203,7 @@ class Cells:
     def _decide_now(self, cell: Cell, command: Command, decision: Decision | None) -> Answer:
         state = cell.state
         assert state is not None, cell.organization_id
-        now_ms = self._clock.now_ms()
+        now_ms = self.clock.now_ms()
         cell.touched_ms = now_ms
         cell.processed += 1
         if decision is None:
@@ -224,7 +225,7 @@ class Cells:
         """Make a decision part of the live state, then of the journal, then tell listeners."""
         commit(state, decision)
         if decision.facts is not None:
-            self._ledger.accept(cell.organization_id, decision.facts)
+            self.ledger.accept(cell.organization_id, decision.facts)
         has_changed = decision.facts is not None or bool(decision.notices)
         if has_changed and self.on_change is not None:
             self.on_change(cell.organization_id)
@@ -247,20 +248,20 @@ class Cells:
         cell.last_error = f"{type(error).__name__}: {error} (on {type(command).__name__})"
         letter = DeadLetter(
             id=self._ids.new("dead"),
-            at_ms=self._clock.now_ms(),
+            at_ms=self.clock.now_ms(),
             address=f"organization/{cell.organization_id}",
             kind="message",
             error=cell.last_error,
             detail_json=json.dumps({"command": type(command).__name__, "where": where_in(error)}),
         )
         self.dead_letters.append(letter)
-        self._ledger.bury(letter)
+        self.ledger.bury(letter)
         self._strike(cell, error)
 
     def _strike(self, cell: Cell, error: Exception) -> None:
         """Forget the live state: what is stored plus the journal is the truth."""
-        now_ms = self._clock.now_ms()
-        policy = self._policy.strikes
+        now_ms = self.clock.now_ms()
+        policy = self.policy.strikes
         self.crashes += 1
         strikes = recent(cell.strikes_ms, now_ms=now_ms, window_ms=policy.window_ms)
         cell.strikes_ms = (*strikes, now_ms)
@@ -277,7 +278,7 @@ class Cells:
         self.activation.request(cell.organization_id)
 
     def _quarantine(self, cell: Cell, now_ms: int) -> None:
-        policy = self._policy.strikes
+        policy = self.policy.strikes
         cell.phase = Phase.QUARANTINED
         cell.quarantined_until_ms = now_ms + policy.quarantine_ms
         address = f"organization/{cell.organization_id}"
@@ -315,10 +316,10 @@ class Cells:
         It stays while it is not ready, tasks run, messages wait or facts are not durable.
         """
         cell = self._cells.get(organization_id)
-        if cell is None or not cell.is_idle or self._ledger.waiting(organization_id):
+        if cell is None or not cell.is_idle or self.ledger.waiting(organization_id):
             return False
         del self._cells[organization_id]
-        self._ledger.forget(organization_id)
+        self.ledger.forget(organization_id)
         self.passivated += 1
         return True
 
@@ -337,7 +338,7 @@ class Cells:
 
     async def activate_at_work(self) -> None:
         """Load every organization with running tasks: their timers must run from the start."""
-        self._serving_since_ms = self._clock.now_ms()
+        self._serving_since_ms = self.clock.now_ms()
         for organization_id in await self._store.organizations_at_work():
             if organization_id not in self._cells:
                 self._cells[organization_id] = Cell(
@@ -355,7 +356,7 @@ class Cells:
             for letter in cell.take_mailbox():
                 letter.reply.fail(OrganizationUnknownError(organization_id))
             return
-        if stored.seq < self._ledger.settled_seq(organization_id):
+        if stored.seq < self.ledger.settled_seq(organization_id):
             # Read before a flush that has committed meanwhile: its facts are in neither place.
             self.activation.request(organization_id)
             return
@@ -364,7 +365,7 @@ class Cells:
             self._crashed(cell, Tick(), restored.error)
             return
         cell.state, cell.phase, cell.load_tries = restored, Phase.READY, 0
-        cell.loaded_ms = self._clock.now_ms()
+        cell.loaded_ms = self.clock.now_ms()
         self._work_off(cell)
 
     def _unreadable(self, organization_id: str, error: Exception) -> None:
@@ -375,16 +376,16 @@ class Cells:
 
     def _restore(self, stored: StoredOrganization) -> OrganizationState:
         organization_id = stored.organization_id
-        pending = self._ledger.pending(organization_id)
+        pending = self.ledger.pending(organization_id)
         if pending and pending[0].seq > stored.seq + 1:  # after facts that the store rejected
             stored = attrs.evolve(stored, seq=pending[0].seq - 1)
         return restore(
             stored,
             pending,
-            rules=self._rules,
+            rules=self.rules,
             serving_since_ms=self._serving_since_ms,
-            now_ms=self._clock.now_ms(),
-            last_seq=self._ledger.last_seq(organization_id),
+            now_ms=self.clock.now_ms(),
+            last_seq=self.ledger.last_seq(organization_id),
         )
 
     def _work_off(self, cell: Cell) -> None:
@@ -393,7 +394,7 @@ class Cells:
         assert state is not None, cell.organization_id
         terms = state.terms
         limits = resolve(
-            self._rules.catalogue,
+            self.rules.catalogue,
             terms.plan,
             terms.contract,
             trialing=terms.trialing,
@@ -428,7 +429,7 @@ class Cells:
     async def run_janitor(self) -> None:
         """Let idle organizations leave memory, and ended tasks with them, for ever."""
         while True:
-            await trio.sleep(self._policy.passivate_after_ms / 4 / SECOND_MS)
+            await trio.sleep(self.policy.passivate_after_ms / 4 / SECOND_MS)
             await self.tidy()
 
     async def tidy(self) -> None:
@@ -436,16 +437,16 @@ class Cells:
         for count, cell in enumerate(list(self._cells.values())):
             if count % 1_000 == 0:
                 await trio.lowlevel.checkpoint()
-            now_ms = self._clock.now_ms()
+            now_ms = self.clock.now_ms()
             if cell.phase is not Phase.READY or cell.state is None:
                 continue
-            durable_seq = self._ledger.durable_seq(cell.organization_id)
+            durable_seq = self.ledger.durable_seq(cell.organization_id)
             forget_ended(cell.state, now_ms=now_ms, durable_seq=durable_seq)
             self.recall.forget_events(cell.state, durable_seq)
-            is_old = cell.touched_ms + self._policy.passivate_after_ms <= now_ms
+            is_old = cell.touched_ms + self.policy.passivate_after_ms <= now_ms
             if is_old and cell.is_idle and cell.state.seq <= durable_seq:
                 del self._cells[cell.organization_id]
-                self._ledger.forget(cell.organization_id)
+                self.ledger.forget(cell.organization_id)
                 self.passivated += 1
 
     # --- stopping ---------------------------------------------------------------------------

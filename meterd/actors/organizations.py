@@ -10,15 +10,14 @@ Rule 2: what is answered may be acknowledged only when it is durable (`durable`)
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import attrs
 import trio
 
 from meterd.actors.acknowledgements import Listener
 from meterd.actors.cell import Answer
-from meterd.actors.cells import ActorPolicy, Cells, Decide
-from meterd.actors.ledger import Ledger
+from meterd.actors.cells import Cells
 from meterd.actors.standing import Standing
 from meterd.core.commands import (
     Adjust,
@@ -36,16 +35,12 @@ from meterd.core.commands import (
     Tick,
     VoidEvent,
 )
-from meterd.core.organization import FINISHED_KEPT_MS, OrganizationState, Profile, Rules
+from meterd.core.organization import FINISHED_KEPT_MS, OrganizationState, Profile
 from meterd.core.period import Period
 from meterd.core.plan import Terms
 from meterd.core.quota import QuotaView, denial, is_due, view
-from meterd.core.slowing import STEADY, Slowing
 from meterd.core.units import SECOND_MS
 from meterd.errors import OverloadedError, ShuttingDownError, StoreUnavailableError
-from meterd.ports.clock import Clock
-from meterd.ports.ids import Ids
-from meterd.ports.ledger import LedgerStore
 
 
 @attrs.frozen(kw_only=True)
@@ -64,37 +59,15 @@ class OrganizationSnapshot:
 class Organizations:
     """Every organization, whether it is in memory yet or not."""
 
-    def __init__(  # noqa: PLR0913  # everything the actors need of the world, by name
-        self,
-        store: LedgerStore,
-        ledger: Ledger,
-        *,
-        rules: Rules,
-        clock: Clock,
-        ids: Ids,
-        jitter: Iterator[float],
-        policy: ActorPolicy,
-        decide: Decide,
-        slowing: Callable[[], Slowing] = lambda: STEADY,
-    ) -> None:
-        """Own the organizations; `slowing` tells how the clock has run, `decide` is the core's."""
-        self.rules = rules
-        self.clock = clock
-        self.ledger = ledger
-        self._ask_timeout_s = policy.ask_timeout_ms / SECOND_MS
-        self.cells = Cells(
-            store,
-            ledger,
-            rules=rules,
-            clock=clock,
-            ids=ids,
-            jitter=jitter,
-            policy=policy,
-            decide=decide,
-            slowing=slowing,
-        )
-        self.acknowledgements = self.cells.acknowledgements
-        self._recall = self.cells.recall
+    def __init__(self, cells: Cells) -> None:
+        """Ask the organizations of these cells."""
+        self.cells = cells
+        self.rules = cells.rules
+        self.clock = cells.clock
+        self.ledger = cells.ledger
+        self.acknowledgements = cells.acknowledgements
+        self._ask_timeout_s = cells.policy.ask_timeout_ms / SECOND_MS
+        self._recall = cells.recall
 
     # --- asking -----------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from meterd.actors.cells import ActorPolicy
+from meterd.actors.cells import ActorPolicy, Cells
 from meterd.actors.ledger import FlushPolicy, Ledger
 from meterd.actors.organizations import Organizations
 from meterd.adapters.asyncio_thread import AsyncioThread
@@ -108,7 +108,7 @@ async def open_actors(portal: AsyncioThread) -> AsyncIterator[Actors]:
                 await store.create_organization(make_new(FIRST, terms=terms))
                 ids = IdSource(clock.now_ms, random.Random(1))
                 ledger = Ledger(store, clock=clock, ids=ids, jitter=half, policy=FlushPolicy())
-                organizations = Organizations(
+                cells = Cells(
                     store,
                     ledger,
                     rules=Rules(
@@ -122,7 +122,7 @@ async def open_actors(portal: AsyncioThread) -> AsyncIterator[Actors]:
                     policy=ActorPolicy(),
                     decide=decide,
                 )
-                cells = organizations.cells
+                organizations = Organizations(cells)
                 async with trio.open_nursery() as nursery:
                     for run in (ledger.run, cells.timers.run, cells.activation.run):
                         nursery.start_soon(run)

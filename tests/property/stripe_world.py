@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import attrs
 import trio
 
-from meterd.actors.cells import ActorPolicy
+from meterd.actors.cells import ActorPolicy, Cells
 from meterd.actors.ledger import FlushPolicy, Ledger
 from meterd.actors.organizations import Organizations
 from meterd.actors.stripe import StripeActor, StripePolicy
@@ -267,7 +267,7 @@ async def open_meterd(
     )
     ids = IdSource(clock.now_ms, random.Random(3))
     ledger = Ledger(store, clock=clock, ids=ids, jitter=halves(), policy=FlushPolicy())
-    organizations = Organizations(
+    cells = Cells(
         store,
         ledger,
         rules=make_rules(),
@@ -277,6 +277,7 @@ async def open_meterd(
         policy=ActorPolicy(),
         decide=decide,
     )
+    organizations = Organizations(cells)
 
     def organization_with(customer_id: str | None, named: str | None) -> str | None:
         for key, record in database.organizations.items():

@@ -17,7 +17,7 @@ import attrs
 import stripe
 import trio
 
-from meterd.actors.cells import ActorPolicy, Decide
+from meterd.actors.cells import ActorPolicy, Cells, Decide
 from meterd.actors.charge_policy import ChargePolicy
 from meterd.actors.charges import Charges
 from meterd.actors.keyring import KeyRing, Principal
@@ -168,7 +168,7 @@ class MeterdProcess:
                 journal_max=settings.journal_max,
             ),
         )
-        self.organizations = Organizations(
+        cells = Cells(
             self.store,
             self.ledger,
             rules=Rules(
@@ -191,6 +191,7 @@ class MeterdProcess:
             decide=decide,
             slowing=lambda: self.clock.slowing,
         )
+        self.organizations = Organizations(cells)
         self._services: dict[str, Callable[[], Awaitable[None]]] = {
             "ledger": self.ledger.run,
             "activation": self.organizations.cells.activation.run,

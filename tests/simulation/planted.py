@@ -81,7 +81,7 @@ def unflushed_organizations_leave_the_memory(patch: pytest.MonkeyPatch) -> None:
     async def tidy(self: Cells) -> None:
         for cell in list(self._cells.values()):
             if cell.phase is Phase.READY and cell.mailbox is None:
-                self._ledger._journal.pop(cell.organization_id, None)
+                self.ledger._journal.pop(cell.organization_id, None)
                 del self._cells[cell.organization_id]
 
     patch.setattr(Cells, "tidy", tidy)
@@ -284,7 +284,7 @@ def a_stopped_process_throws_its_last_facts_away(patch: pytest.MonkeyPatch) -> N
 
     def stop(self: Cells) -> None:
         self.is_stopping = True
-        for organization_id in list(self._ledger._journal):
+        for organization_id in list(self.ledger._journal):
             self.acknowledgements.on_durable(organization_id, SEQ_MAX)
 
     patch.setattr(Cells, "stop", stop)

@@ -19,7 +19,7 @@ import httpx
 import stripe
 import trio
 
-from meterd.actors.cells import ActorPolicy
+from meterd.actors.cells import ActorPolicy, Cells
 from meterd.actors.charge_policy import ChargePolicy
 from meterd.actors.charges import Charges
 from meterd.actors.ledger import FlushPolicy, Ledger
@@ -343,7 +343,7 @@ async def open_rig(
     store = MemoryStore(database, epoch=database.take(), clock=clock)
     ids = IdSource(clock.now_ms, chance)
     ledger = Ledger(store, clock=clock, ids=ids, jitter=spread(chance), policy=FlushPolicy())
-    organizations = Organizations(
+    cells = Cells(
         store,
         ledger,
         rules=Rules(catalogue=catalogue),
@@ -353,6 +353,7 @@ async def open_rig(
         policy=ActorPolicy(),
         decide=decide,
     )
+    organizations = Organizations(cells)
 
     def organization_with(customer_id: str | None, named: str | None) -> str | None:
         for key, record in database.organizations.items():

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import trio
 
-from meterd.actors.cells import ActorPolicy
+from meterd.actors.cells import ActorPolicy, Cells
 from meterd.actors.ledger import FlushPolicy, Ledger
 from meterd.actors.organizations import Organizations
 from meterd.adapters.clock import SystemClock
@@ -216,7 +216,7 @@ async def running_kernel(
     ledger = Ledger(
         store, clock=clock, ids=ids, jitter=jitter(chance), policy=flush or FlushPolicy()
     )
-    organizations = Organizations(
+    cells = Cells(
         store,
         ledger,
         rules=make_rules(**rules),
@@ -227,6 +227,7 @@ async def running_kernel(
         decide=decide_unless_poison,
         slowing=lambda: clock.slowing,
     )
+    organizations = Organizations(cells)
     kernel = Kernel(
         database=database, store=store, ledger=ledger, organizations=organizations, clock=clock
     )
