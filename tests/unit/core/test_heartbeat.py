@@ -87,6 +87,14 @@ def test_a_report_that_reaches_the_customers_cap_is_not() -> None:
     state.period = attrs.evolve(state.period, overage_minutes=1, overage_usd=Decimal("0.05"))
 
     assert [is_plain(state, ms, NOON_MS + 4_999) for ms in (4_999, 5_000)] == [True, False]
+    start(state, "task_2", "agent_2", now_ms=NOON_MS)
+    shares = [is_plain(state, 1, NOON_MS + silent_ms) for silent_ms in (4_998, 4_999)]
+    assert shares == [True, False], "the other's silence counts"
+
+
+def test_a_report_from_the_very_end_of_the_allowance_is_plain() -> None:
+    """The first millisecond of overage has the price of the next."""
+    assert is_plain(started(100 * MINUTE_MS), 5_000, NOON_MS + 5_000)
 
 
 def test_a_report_that_reaches_a_threshold_of_the_customers_own_is_not() -> None:
