@@ -67,12 +67,12 @@ $(BIN)/pip:
 $(RUN_STAMP): | $(BIN)/pip
 	@if test ! -e $(DEV_STAMP); then \
 		echo "==> installing what meterd needs (requirements.lock; once, about a minute)" \
-		&& $(PIP) install --require-hashes --only-binary :all: -r requirements.lock \
+		&& $(PIP) install --quiet --require-hashes --only-binary :all: -r requirements.lock \
 		&& $(PIP) install --quiet --no-deps --no-build-isolation --no-index --editable .; fi
 	@rm -f $(VENV)/.run-*; touch $@
 
 $(DEV_STAMP): | $(BIN)/pip
 	@echo "==> installing what the tests need (requirements-dev.lock; once, about a minute)"
-	@$(PIP) install --require-hashes --only-binary :all: -r requirements-dev.lock
+	@$(PIP) install --quiet --require-hashes --only-binary :all: -r requirements-dev.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation --no-index --editable .
 	@rm -f $(VENV)/.dev-*; touch $@
