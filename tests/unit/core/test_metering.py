@@ -8,6 +8,7 @@ import pytest
 
 from meterd.core.commands import (
     Adjusted,
+    Done,
     Heartbeat,
     Notified,
     QuotaChanged,
@@ -467,6 +468,19 @@ def test_a_draft_that_changes_nothing_has_no_facts() -> None:
     draft = Draft(state, NOON_MS)
     with pytest.raises(AssertionError):
         draft.task("task_9")
+
+
+def test_each_thing_that_a_draft_collects_is_reason_enough_to_write() -> None:
+    """A hold that time ends, terms, a finding: alone they would be forgotten by a crash."""
+    state = make_state()
+    drive(state, Tick(), NOON_MS)
+    renamed, repriced, found = (Draft(state, NOON_MS) for _ in range(3))
+    renamed.profile = attrs.evolve(state.profile, name="Two")
+    repriced.terms_changed = True
+    found.find("odd", "{}")
+
+    for draft in (renamed, repriced, found):
+        assert draft.conclude(Done()).facts is not None
 
 
 def test_a_report_that_ends_exactly_at_the_line_is_recorded_up_to_it() -> None:
