@@ -54,6 +54,8 @@ class Company:
     status: str = "active"
     runs: list[Run] = attrs.Factory(list)
     held: bool = False
+    is_cancelled: bool = False
+    """Its subscription ends with February."""
 
     @property
     def terms(self) -> Terms:
@@ -99,6 +101,7 @@ class Company:
                 "currency": "usd",
                 "items": {"data": [item]},
                 "discounts": [],
+                "cancel_at_period_end": self.is_cancelled,
                 "created": FEBRUARY_MS // 1_000,
             }
         )

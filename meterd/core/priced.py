@@ -13,6 +13,7 @@ from decimal import Decimal, InvalidOperation
 
 from meterd.core.revenue import Discount, PricedSubscription, RecurringItem
 from meterd.core.stripe_objects import Json, read_subscription
+from meterd.core.subscription import Subscription
 from meterd.core.units import SECOND_MS
 
 
@@ -29,6 +30,7 @@ def read_priced(object_json: str) -> PricedSubscription | None:
     return PricedSubscription(
         id=subscription.id,
         status=subscription.status,
+        ends_at_ms=_end_ms(subscription),
         currency=currency,
         items=tuple(
             RecurringItem(
@@ -45,6 +47,13 @@ def read_priced(object_json: str) -> PricedSubscription | None:
         discounts=tuple(_discounts(found, currency)),
         customer_discounts=tuple(_discounts(_part(found, "customer"), currency)),
     )
+
+
+def _end_ms(subscription: Subscription) -> int | None:
+    ends_ms = max((item.end_ms for item in subscription.items), default=0)
+    if subscription.cancel_at_period_end and ends_ms:
+        return ends_ms
+    return subscription.cancel_at_ms
 
 
 def _part(found: Json, name: str) -> Json:

@@ -116,6 +116,8 @@ class PricedSubscription:
     id: str
     status: Status
     currency: str = USD
+    ends_at_ms: int | None = None
+    """When it ends, if somebody has cancelled it; until then it counts."""
     items: tuple[RecurringItem, ...]
     discounts: tuple[Discount, ...] = ()
     customer_discounts: tuple[Discount, ...] = ()

@@ -120,6 +120,7 @@ def read_subscription(found: Json) -> Subscription | None:
         organization_id=_text(_part(found, "metadata"), "organization_id"),
         currency=_text(found, "currency") or USD,
         cancel_at_period_end=found.get("cancel_at_period_end") is True,
+        cancel_at_ms=_instant(found, "cancel_at"),
         is_collection_paused=isinstance(found.get("pause_collection"), dict),
         trial_end_ms=_instant(found, "trial_end"),
         ended_at_ms=_instant(found, "ended_at"),

@@ -116,6 +116,8 @@ class Subscription:
     """Its `metadata.organization_id`."""
     currency: str = USD
     cancel_at_period_end: bool = False
+    cancel_at_ms: int | None = None
+    """When it will end, if somebody has cancelled it."""
     is_collection_paused: bool = False
     trial_end_ms: int | None = None
     ended_at_ms: int | None = None

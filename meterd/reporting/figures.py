@@ -150,6 +150,17 @@ class FindingLine:
 
 
 @attrs.frozen(kw_only=True)
+class Leaving:
+    """A customer that has cancelled and still counts: its subscription ends on a day to come."""
+
+    organization_id: str
+    name: str
+    ends_on: str
+    mrr_usd: Decimal
+    """What is lost then; zero when it is not in dollars."""
+
+
+@attrs.frozen(kw_only=True)
 class DayFacts:
     """Everything of a day that is not of one customer."""
 
@@ -159,6 +170,8 @@ class DayFacts:
     findings: tuple[FindingLine, ...]
     set_aside: Mapping[str, int]
     """Counts of what waits for an operator: dead letters, dead events, parked charges."""
+    leaving: tuple[Leaving, ...] = ()
+    """As Stripe says when the report is made."""
     daily_minutes: tuple[int, ...]
     """Agent-minutes of all organizations on the last HISTORY_DAYS days, the day itself last."""
     daily_mrr_cents: tuple[int, ...]

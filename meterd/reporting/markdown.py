@@ -333,6 +333,7 @@ def _attention(report: Report) -> Iterator[str]:
     yield f"* **Books:** {_books(report)}"
     yield f"* **Late upgrades:** {_late(report)}"
     yield f"* **Past due or suspended:** {_troubled(report)}"
+    yield f"* **Leaving:** {_leaving(report)}"
     yield f"* **Findings:** {_findings(report)}"
     waiting = [f"{number(n)} {what}" for what, n in report.facts.set_aside.items() if n]
     yield f"* **Parked or dead:** {', '.join(waiting) or 'nothing'}."
@@ -377,6 +378,17 @@ def _troubled(report: Report) -> str:
         for each in _first(report.troubled)
     ]
     return f"{'; '.join(named)}{_more(len(report.troubled))}."
+
+
+def _leaving(report: Report) -> str:
+    found = report.facts.leaving
+    if not found:
+        return "nobody has cancelled."
+    named = [
+        f"{_customer(each.name, each.organization_id)} on {each.ends_on} ({usd(each.mrr_usd)} MRR)"
+        for each in _first(found)
+    ]
+    return f"{'; '.join(named)}{_more(len(found))}."
 
 
 def _findings(report: Report) -> str:

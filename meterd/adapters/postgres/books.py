@@ -23,7 +23,16 @@ from meterd.core.books import as_json
 from meterd.core.outlook import Allowance
 from meterd.core.plan import Tier
 from meterd.core.priced import read_priced
-from meterd.core.revenue import Customer, Origin, PricedSubscription, customer, dollars, whole_cents
+from meterd.core.revenue import (
+    Customer,
+    Origin,
+    PricedSubscription,
+    customer,
+    dollars,
+    subscription_cents,
+    whole_cents,
+)
+from meterd.core.subscription import USD
 from meterd.core.units import DAY_MS, MINUTE_MS, from_datetime, rfc3339, to_datetime
 from meterd.reporting.figures import (
     HISTORY_DAYS,
@@ -33,6 +42,7 @@ from meterd.reporting.figures import (
     DayActivity,
     DayFacts,
     FindingLine,
+    Leaving,
     Reconciled,
     StoredReport,
 )
@@ -154,6 +164,11 @@ class PostgresBooks:
                 for row in await self._rows("findings_of_day", start, end)
             ),
             set_aside=dict(set_aside),
+            leaving=tuple(
+                found
+                for row in await self._rows("leaving")
+                if (found := _leaving(row, day_ms + DAY_MS)) is not None
+            ),
             daily_minutes=tuple(minutes),
             daily_mrr_cents=await self._daily_mrr(day),
         )
@@ -291,6 +306,19 @@ def _before(record: Mapping[str, Any]) -> Allowance | None:
         included_ms=record["before_minutes"] * MINUTE_MS,
         elapsed_ms=length_ms,
         length_ms=length_ms,
+    )
+
+
+def _leaving(record: Mapping[str, Any], end_ms: int) -> Leaving | None:
+    found = read_priced(record["object"])
+    if found is None or found.ends_at_ms is None or found.ends_at_ms < end_ms:
+        return None
+    cents = subscription_cents(found, end_ms) if found.currency == USD else Fraction(0)
+    return Leaving(
+        organization_id=record["id"],
+        name=record["name"],
+        ends_on=rfc3339(found.ends_at_ms)[:10],
+        mrr_usd=dollars(whole_cents(cents)),
     )
 
 

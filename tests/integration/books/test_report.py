@@ -248,6 +248,20 @@ async def test_what_is_kept_at_a_days_end_stays_and_live_figures_agree_with_it(
     assert said["tiers"] == values(live.tiers)
 
 
+async def test_who_has_cancelled_counts_until_the_end_and_is_named(office: Office) -> None:
+    """The month in which somebody can still be asked to stay."""
+    company = Company(
+        id="org_1", name="One", tier=Tier.STARTER, price_cents=4_900, is_cancelled=True
+    )
+    await office.fill([company, Company(id="org_2", name="Two", tier=Tier.PRO, price_cents=9_900)])
+    office.clock.at_ms = DAY_END_MS + HOUR_MS
+    report = await office.reports.get(DAY_START_MS)
+
+    assert report is not None
+    assert "* **Leaving:** One (org_1) on 2026-03-01 ($49.00 MRR).\n" in report.markdown
+    assert json.loads(report.content_json)["revenue"]["mrr_usd"] == "148.00"
+
+
 async def test_a_day_without_customers_reads_well(office: Office) -> None:
     """The first morning: six sections, zeros, and no division by them."""
     office.clock.at_ms = DAY_END_MS + HOUR_MS

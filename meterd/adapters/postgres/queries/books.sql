@@ -259,6 +259,16 @@ SELECT
     (SELECT count(*) FROM overage_charges WHERE state = 'parked') AS "parked charges",
     (SELECT count(*) FROM overage_charges WHERE state = 'review') AS "charges to review"
 
+-- name: leaving
+-- Subscriptions that somebody has cancelled and that still go on, as they are now.
+SELECT o.id, o.name, s.object::text AS object
+FROM stripe_subscriptions s JOIN organizations o ON o.id = s.organization_id
+WHERE NOT s.is_over AND (
+    s.object ->> 'cancel_at_period_end' = 'true' OR s.object ->> 'cancel_at' IS NOT NULL
+)
+ORDER BY o.id, s.id
+LIMIT 1000
+
 -- name: stored_report
 SELECT day, content, markdown FROM daily_reports WHERE day = $1
 
