@@ -240,11 +240,14 @@ def test_each_line_is_told_with_what_it_means(
     """A receiver acts on the kind; the share and the code are what it shows."""
     state = make_state(contract=HUNDRED, used_ms=percent * MINUTE_MS - 1)
     drive(state, Tick(), NOON_MS)
-    notices = drive(state, make_start(elapsed_ms=1), NOON_MS).notices
+    decision = drive(state, make_start(elapsed_ms=1), NOON_MS)
+    notices = decision.notices
     told = [each.notification for each in notices if isinstance(each, Notified)]
     data = [json.loads(each.data_json) for each in told]
 
     assert ThresholdReached(percent=percent) in notices
+    assert decision.facts is not None
+    assert decision.facts.notifications == tuple(told), "told again after a crash"
     assert (told[0].kind.value, data[0]["percent"]) == ("usage.threshold_reached", percent)
     rest = zip(told[1:], data[1:], strict=True)
     assert [(each.kind.value, about.get("code")) for each, about in rest] == then
@@ -337,6 +340,11 @@ def test_everybodys_time_is_recorded_when_the_price_changes() -> None:
         ("2026-02", Kind.INCLUDED, 10_000, NOON_MS + 9_999),
     ]
     assert state.period.used_ms - state.period.recorded_ms == 5_000
+    assert facts is not None
+    assert [(task.task_id, task.seq) for task in facts.tasks] == [
+        ("task_1", facts.seq),
+        ("task_2", facts.seq),
+    ], "a position is as new as the fact that has its rows"
 
 
 def closed_month(used_ms: int, plan: Tier = Tier.STARTER) -> OrganizationState:
