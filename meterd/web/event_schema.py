@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from meterd.core.event import CALLS_MAX, EVENT_NAME_CHARACTERS_MAX, UsageEvent
 from meterd.core.plan import Resource
-from meterd.core.units import MINUTE_MS, from_datetime
+from meterd.core.units import INSTANT_MS_MAX, MINUTE_MS, from_datetime
 from meterd.core.usage import ROW_MINUTES_MAX
 from meterd.errors import Problem, RequestInvalidError
 from meterd.web.codec import canonical_json, decode
@@ -29,6 +29,11 @@ CLOUD_ATTRIBUTES: Final = frozenset(
     {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema"}
     | {"data"}
 )
+
+CLOUD_EXTENSIONS: Final = {
+    r"^(?!data$)[a-z0-9]{1,64}$": {"type": ["string", "integer", "boolean", "null"]}
+}
+"""Extension attributes, as patterns of properties in JSON Schema."""
 
 _EXTENSION = re.compile(r"[a-z0-9]{1,64}", re.ASCII)
 _JSON_CONTENT = re.compile(r"application/(?:[a-z0-9.!#$&^_-]+\+)?json(?:[ \t]*;.*)?", re.IGNORECASE)
@@ -56,11 +61,11 @@ def instant_in(text: str) -> int | None:
     microsecond = int((fraction or "").ljust(3, "0")[:3]) * 1_000
     year, month, day, hour, minute, second = map(int, parts)
     try:
-        return from_datetime(
-            datetime(year, month, day, hour, minute, second, microsecond, tzinfo=zone)
-        )
+        local = datetime(year, month, day, hour, minute, second, microsecond, tzinfo=zone)
+        at_ms = from_datetime(local)
     except (ValueError, OverflowError):
         return None
+    return at_ms if at_ms <= INSTANT_MS_MAX else None  # its offset can put it into year 10000
 
 
 def is_event_name(text: str) -> bool:

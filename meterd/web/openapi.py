@@ -18,6 +18,7 @@ import msgspec
 from quart import Blueprint, Quart, Response, current_app
 
 from meterd import __version__
+from meterd.web.event_schema import CLOUD_EXTENSIONS, CloudEventBody
 from meterd.web.idempotency import KEY_CHARACTERS_MAX
 from meterd.web.openapi_route import Answer, ListOf, PageOf, Route, Schema, Struct
 from meterd.web.openapi_routes import ROUTES
@@ -82,6 +83,7 @@ def document(app: Quart) -> dict[str, Any]:
     """Return the OpenAPI document of an application."""
     structs = sorted({*_structs(ROUTES)}, key=lambda struct: struct.__name__)
     _, components = msgspec.json.schema_components(structs, ref_template=REFERENCE)
+    components[CloudEventBody.__name__]["patternProperties"] = CLOUD_EXTENSIONS
     paths: dict[str, dict[str, Any]] = {}
     for method, path, endpoint in sorted(registered(app), key=lambda each: (each[1], each[0])):
         words = inspect.getdoc(inspect.unwrap(app.view_functions[endpoint])) or ""

@@ -62,6 +62,14 @@ def _name(description: str) -> Meta:
     )
 
 
+def is_task_id(text: str) -> bool:
+    """Tell whether text can be a task's id.
+
+    It is part of paths, where clients and proxies resolve `.` and `..`.
+    """
+    return is_printable_name(text) and text not in {".", ".."}
+
+
 TaskId = Annotated[
     str,
     Meta(
@@ -70,8 +78,7 @@ TaskId = Annotated[
         description="The task, unique within the organization.",
         extra={
             "must": f'{_NAME_MUST}, and not "." or ".."',
-            # It is part of paths, where clients and proxies resolve these two.
-            "rule": lambda text: is_printable_name(text) and text not in {".", ".."},
+            "rule": is_task_id,
         },
     ),
 ]

@@ -1,7 +1,7 @@
 """Schemathesis makes requests from the OpenAPI document and holds every answer to it.
 
 `schemathesis.toml` says what it is told of the service, `schemathesis_hooks.py` what it cannot
-know. METERD_SCHEMATHESIS_EXAMPLES and METERD_SCHEMATHESIS_SEED let it look longer and elsewhere.
+know. SCHEMATHESIS_EXAMPLES and SCHEMATHESIS_SEED let it look longer and elsewhere.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ pytestmark = [
 ]
 
 HERE = Path(__file__).parent
-EXAMPLES = os.environ.get("METERD_SCHEMATHESIS_EXAMPLES", "3")
-SEED = os.environ.get("METERD_SCHEMATHESIS_SEED", "20261123")
+EXAMPLES = os.environ.get("SCHEMATHESIS_EXAMPLES", "3")
+SEED = os.environ.get("SCHEMATHESIS_SEED", "20261123")
 
 Known = dict[str, dict[str, str]]
 """Parts of paths that name something, by who asks."""

@@ -116,4 +116,4 @@ def test_the_fast_and_the_strict_reader_agree(batch: list[dict[str, object]]) ->
 
     assert usual is None or usual == strict
     is_usual = all(isinstance(one, Heartbeat | Finish | Check) for one in strict)
-    assert (usual is not None) == is_usual or b"\\\\" in payload or b'\\"' in payload
+    assert (usual is not None) == is_usual
