@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.simulation import (
     planted_books,
     planted_caps,
+    planted_client,
     planted_keys,
     planted_mirror,
     planted_stripe,
@@ -16,6 +17,7 @@ __all__ = [
     "BUGS",
     "planted_books",
     "planted_caps",
+    "planted_client",
     "planted_keys",
     "planted_mirror",
     "planted_stripe",

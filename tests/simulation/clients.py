@@ -6,6 +6,7 @@ long as they run: `Run` is the truth that the auditor holds the ledger to.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,11 +24,14 @@ from meterd.client.events import (
     Started,
     StopAsked,
 )
-from meterd.client.policy import FailClosed, Settings
+from meterd.client.policy import FailClosed, Settings, UnreachablePolicy
 from meterd.client.session import Session
 from meterd.client.wire import TaskRequest
 from tests.simulation.determinism import Chance
 from tests.simulation.network import Line, Network, Server
+
+
+PATIENT = FailClosed(running_minutes=1_440)
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -37,7 +41,16 @@ class Run:
     organization_id: str
     task_id: str
     agent_id: str
+    asked_s: float
+    heard_s: list[float] = attrs.Factory(list)
+    """When an acknowledgement of it reached the client."""
     begun_s: float | None = None
+    is_local: bool = False
+    """It began without meterd."""
+    ended_s: float | None = None
+    """When its body ended."""
+    failed_s: float | None = None
+    """When the client gave up to start it."""
     ran_ms: int | None = None
     outcome: str | None = None
     stop: MeterdClientError | None = None
@@ -82,13 +95,15 @@ class HonestClient:
         network: Network,
         find_server: Callable[[], Server | None],
         chance: Chance,
+        unreachable: UnreachablePolicy = PATIENT,
     ) -> None:
         self.organization_id = organization_id
         self.is_dead = False
+        self.died_s = math.inf
         self._offline_until_s = 0.0
         self.runs: dict[str, Run] = {}
-        settings = Settings(unreachable=FailClosed(running_minutes=1_440), start_timeout_ms=20_000)
-        self.session = Session(settings, SeededChance(chance))
+        self.settings = Settings(unreachable=unreachable, start_timeout_ms=20_000)
+        self.session = Session(self.settings, SeededChance(chance))
         self._network = network
         self._find_server = find_server
         self._line: Line | None = None
@@ -104,7 +119,12 @@ class HonestClient:
         self, task_id: str, agent_id: str, *, lasts_s: float, obeys: bool, outcome: str
     ) -> Run:
         """Run one task: wait for the verdict, do the work, say how it ended."""
-        run = Run(organization_id=self.organization_id, task_id=task_id, agent_id=agent_id)
+        run = Run(
+            organization_id=self.organization_id,
+            task_id=task_id,
+            agent_id=agent_id,
+            asked_s=trio.current_time(),
+        )
         self.runs[task_id] = run
         self.session.start(TaskRequest(task_id=task_id, agent_id=agent_id), self.now_ms())
         self._drain()
@@ -115,6 +135,7 @@ class HonestClient:
         with trio.move_on_after(lasts_s):
             while run.stop is None or not obeys:
                 await run.changed.wait()
+        run.ended_s = trio.current_time()
         if not self.is_dead:
             run.ran_ms = self.session.elapsed_ms(task_id, self.now_ms())
             run.outcome = "cancelled" if run.stop is not None and obeys else outcome
@@ -130,7 +151,7 @@ class HonestClient:
 
     def die(self) -> None:
         """Lose the process: nothing more is sent, nothing more is heard."""
-        self.is_dead = True
+        self.is_dead, self.died_s = True, min(self.died_s, trio.current_time())
         for run in self.runs.values():
             run.is_orphan = True
         if self._line is not None:
@@ -175,8 +196,17 @@ class HonestClient:
     def on_frame(self, line: Line, frame: bytes) -> None:
         """Take what meterd says."""
         if line is self._line:
+            self._hear(frame)
             self.session.receive(frame, self.now_ms())
             self._drain()
+
+    def _hear(self, frame: bytes) -> None:
+        """Note which tasks are acknowledged, without the client's own understanding."""
+        content = msgspec.json.decode(frame)
+        for message in content if isinstance(content, list) else [content]:
+            run = self.runs.get(message.get("task_id", ""))
+            if run is not None and message["type"] in {"started", "ack"}:
+                run.heard_s.append(trio.current_time())
 
     def on_lost(self, line: Line, code: int) -> None:
         """Try again later."""
@@ -199,10 +229,10 @@ class HonestClient:
     def _take(self, event: Any) -> None:
         run = self.runs[event.task_id]
         match event:
-            case Started():
-                run.begun_s = trio.current_time()
+            case Started(is_local=is_local):
+                run.begun_s, run.is_local = trio.current_time(), is_local
             case NotStarted(error=error):
-                run.error = error
+                run.error, run.failed_s = error, trio.current_time()
             case Acknowledged(elapsed_ms=elapsed_ms, is_clamped=is_clamped):
                 run.acked_ms = max(run.acked_ms, elapsed_ms)
                 run.is_clamped = run.is_clamped or is_clamped

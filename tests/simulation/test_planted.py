@@ -14,7 +14,7 @@ WORLDS_MAX = 20
 
 def test_enough_bugs_are_planted() -> None:
     """One of each family that has cost somebody money."""
-    assert len(BUGS) >= 40
+    assert len(BUGS) >= 65
 
 
 @pytest.mark.slow

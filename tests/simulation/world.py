@@ -20,6 +20,7 @@ import structlog
 import trio
 
 from meterd.adapters.memory.store import Database, MemoryStore
+from meterd.client.policy import UnreachablePolicy
 from meterd.core.commands import Command, Decision, StartTask
 from meterd.core.decide import decide
 from meterd.core.organization import OrganizationState
@@ -28,14 +29,15 @@ from tests.make import FixedClock, make_new, make_profile, make_terms
 from tests.organizations import make_period
 from tests.simulation.auditor import Auditor
 from tests.simulation.calm import become_quiet, exhaust
-from tests.simulation.clients import HonestClient, Liar
+from tests.simulation.clients import PATIENT, HonestClient, Liar
 from tests.simulation.counting import EventBooks, Sender
 from tests.simulation.determinism import Chance, seeded_run
 from tests.simulation.keys import KeyBooks, KeyOwner
 from tests.simulation.meterd_process import MeterdProcess, Outside, StripeTables
 from tests.simulation.misfortune import Misfortune
-from tests.simulation.network import Client, Network, Server
+from tests.simulation.network import LATE_S, Client, Network, Server
 from tests.simulation.operator import Operator, drawn_contract
+from tests.simulation.patience import audit_run, drawn_policy
 from tests.simulation.redis_server import RedisServer
 from tests.simulation.store import STALL_S
 from tests.simulation.stripe_account import Inbox, Json, StripeAccount
@@ -71,6 +73,7 @@ class World:
         self.database = Database()
         self.auditor = Auditor(self.database)
         self.auditor.is_punctual = not (self.weather.frame_late or self.weather.wall_steps)
+        self.auditor.late_start_ms = int(LATE_S[1] * 1_000) if self.weather.frame_late else 0
         self.auditor.tasks_max = self.weather.tasks_max
         self.chance = Chance(seed, "world")
         self.network = Network(Chance(seed, "network"), lambda: self.weather, self)
@@ -165,6 +168,10 @@ class World:
         self._raise_broken()
         runs = [run for client in self.clients for run in client.runs.values()]
         self.auditor.conclude(runs, lost_ms=self.wall_back_ms)
+        for client in self.clients:
+            for run in client.runs.values():
+                until_s = min(client.died_s, trio.current_time())
+                audit_run(run, client.settings, until_s=until_s)
         self.events.conclude()
         self.books.conclude()
         return Report(
@@ -234,7 +241,8 @@ class World:
             return
         dies_every_s = chance.pick(0.0, 0.0, 60.0)
         while True:
-            client = self.new_client(forever, organization_id, chance)
+            policy = drawn_policy(chance)
+            client = self.new_client(forever, organization_id, chance, policy)
             with trio.move_on_after(chance.soon(dies_every_s) if dies_every_s else 10_000):
                 await self._work(forever, client, chance)
             client.die()
@@ -255,11 +263,19 @@ class World:
         forever.start_soon(sender.run)
 
     def new_client(
-        self, forever: trio.Nursery, organization_id: str, chance: Chance
+        self,
+        forever: trio.Nursery,
+        organization_id: str,
+        chance: Chance,
+        unreachable: UnreachablePolicy = PATIENT,
     ) -> HonestClient:
         """Start a client process."""
         client = HonestClient(
-            organization_id, network=self.network, find_server=self.find_server, chance=chance
+            organization_id,
+            network=self.network,
+            find_server=self.find_server,
+            chance=chance,
+            unreachable=unreachable,
         )
         self.clients.append(client)
         forever.start_soon(client.run)
@@ -267,7 +283,7 @@ class World:
 
     async def _work(self, forever: trio.Nursery, client: HonestClient, chance: Chance) -> None:
         """Start tasks, one after the other or many at once, and lose the network for a while."""
-        offline_every = chance.sometimes(0.1)
+        offline_every, offline_s = chance.sometimes(0.1), chance.pick(60, 60, 150)
         while True:
             await trio.sleep(chance.soon(4.0))
             if client.session.task_count < 4:
@@ -276,7 +292,7 @@ class World:
                 for _ in range(10 if is_crowd else chance.pick(1, 1, 2, 5)):
                     self.start_task(forever, client, chance, agent_id=agent_id)
             if chance.happens(offline_every):
-                client.go_offline(chance.between(1, 60))
+                client.go_offline(chance.between(1, offline_s))
 
     def start_task(
         self,
