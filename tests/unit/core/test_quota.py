@@ -244,6 +244,18 @@ def test_time_is_due_at_a_periods_end_and_at_a_time_out() -> None:
     assert [is_due(state, ms) for ms in (out_ms - 1, out_ms)] == [False, True]
 
 
+def test_time_is_due_when_the_payment_grace_is_over() -> None:
+    """To the millisecond, and once: under the hold nothing is due again."""
+    state = make_state()
+    state.profile = attrs.evolve(state.profile, past_due_since_ms=NOON_MS)
+    end_ms = NOON_MS + state.rules.payment_grace_ms
+
+    assert [is_due(state, end_ms + late_ms) for late_ms in (-1, 0, 1)] == [False, True, True]
+    assert next_wakeup_ms(state, NOON_MS) == end_ms
+    state.profile = attrs.evolve(state.profile, holds=frozenset({Hold.PAYMENT}))
+    assert not is_due(state, end_ms)
+
+
 def test_silence_from_before_a_start_burns_no_more_and_loses_nothing_at_once() -> None:
     """A fresh time-out for who was silent, while its projected time stays at one time-out."""
     state = burning(2, 10 * MINUTE_MS)
