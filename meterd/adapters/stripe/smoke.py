@@ -8,6 +8,7 @@ Rule 3: it uses the code that charges customers, so that what works here works t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -15,6 +16,8 @@ import attrs
 
 from meterd.adapters.stripe.billing import TIER, StripeBilling
 from meterd.adapters.stripe.client import StripePayments
+from meterd.core.priced import read_priced
+from meterd.core.revenue import subscription_cents
 from meterd.core.stripe_objects import read_subscription
 from meterd.core.subscription import USD
 from meterd.core.units import DAY_MS, SECOND_MS
@@ -64,6 +67,7 @@ class Smoke:
     _customer_id: str = attrs.field(default="", init=False)
     _price_id: str = attrs.field(default="", init=False)
     _subscription_id: str = attrs.field(default="", init=False)
+    _item_id: str = attrs.field(default="", init=False)
 
     @property
     def _api(self) -> Any:
@@ -85,6 +89,7 @@ class Smoke:
             ("a customer, once for one key", self._make_customer),
             ("a subscription, read back as meterd follows it", self._subscribe),
             ("the customer's subscriptions, listed", self._list_subscriptions),
+            ("discounts of an item and of the subscription, deducted", self._discount),
             ("an invoice item, once for one key, found by its name", self._make_item),
             ("the same key with other words, refused", self._reuse_key),
             ("an invoice of the pending items", self._make_invoice),
@@ -175,6 +180,7 @@ class Smoke:
         _expect(read is not None and bool(read.items), "meterd cannot read its items")
         assert read is not None
         item = read.items[0]
+        self._item_id = item.id
         _expect(read.status.value == "active", f"its status is {read.status.value}")
         _expect(read.organization_id == self._organization_id, "it lost its organization")
         _expect(item.price.tier_hint == "starter", "its price does not name the plan")
@@ -186,6 +192,33 @@ class Smoke:
         found = await self.payments.subscriptions_of(self._customer_id)
         _expect(list(found) == [self._subscription_id], f"listed are {list(found)}")
         return ""
+
+    async def _discount(self) -> str:
+        coupon = await self.payments.call(
+            "create a coupon",
+            lambda: self._api.coupons.create_async({"percent_off": 50, "duration": "forever"}),
+        )
+        self._later(
+            "the coupon deleted",
+            "delete a coupon",
+            lambda: self._api.coupons.delete_async(coupon.id),
+        )
+        half = [{"coupon": coupon.id}]
+        items = [{"id": self._item_id, "discounts": half}]
+        await self.payments.call(
+            "discount a subscription",
+            lambda: self._api.subscriptions.update_async(
+                self._subscription_id, {"discounts": half, "items": items}
+            ),
+        )
+        found = await self.payments.subscription(self._subscription_id)
+        assert found is not None, self._subscription_id
+        priced = read_priced(json.dumps(found.subscription))
+        assert priced is not None, self._subscription_id
+        _expect(not priced.is_unknown(self.now_ms), "a discount cannot be told")
+        cents = subscription_cents(priced, self.now_ms)
+        _expect(cents * 4 == PRICE_CENTS, f"a quarter of {PRICE_CENTS} cents is said to be {cents}")
+        return str(coupon.id)
 
     async def _make_item(self) -> str:
         first = await self._billing.add_item(self._item())

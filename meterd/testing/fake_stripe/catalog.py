@@ -256,6 +256,16 @@ def retrieve_coupon(world: World, _params: Json, coupon_id: str) -> Json:
     return world.get("coupon", coupon_id)
 
 
+def delete_coupon(world: World, _params: Json, coupon_id: str) -> Json:
+    """DELETE /v1/coupons/{id}: who has it keeps it, and nobody gets it any more."""
+    record = world.get("coupon", coupon_id)
+    world.hidden.deleted_coupons.add(coupon_id)
+    world.emit("coupon.deleted", record)
+    return {"id": coupon_id, "object": "coupon", "deleted": True}
+
+
 def list_coupons(world: World, params: Json) -> Json:
     """GET /v1/coupons."""
-    return page("/v1/coupons", world.newest_first("coupon"), params)
+    gone = world.hidden.deleted_coupons
+    found = [each for each in world.newest_first("coupon") if each["id"] not in gone]
+    return page("/v1/coupons", found, params)

@@ -141,6 +141,7 @@ def _catalog() -> list[Route]:
         ),
         _route("GET", "/v1/coupons", "CouponListParams", catalog.list_coupons, LISTING),
         _route("GET", "/v1/coupons/{}", "CouponRetrieveParams", catalog.retrieve_coupon),
+        _route("DELETE", "/v1/coupons/{}", "CouponDeleteParams", catalog.delete_coupon),
     ]
 
 

@@ -97,6 +97,8 @@ class Hidden:
     """Subscriptions being created: their first payment decides the status they start with."""
     session_plans: dict[str, Json] = attrs.field(factory=dict)
     """Checkout session → the request that made it."""
+    deleted_coupons: set[str] = attrs.field(factory=set)
+    """Coupons that live on in the discounts they have become."""
     applies_to: dict[str, Json] = attrs.field(factory=dict)
     """Coupon → the products that it is for; sent only when it is asked for."""
 
@@ -159,6 +161,8 @@ class World:
     def get(self, kind: str, object_id: str, *, param: str = "id") -> Json:
         """Return the stored object itself; changes to it are changes to the account."""
         found = self.table(kind).get(object_id)
+        if kind == "coupon" and object_id in self.hidden.deleted_coupons:
+            found = None
         if found is None or (found.get("deleted") and param != "id"):
             raise missing_object(kind.rpartition(".")[2], object_id, param=param)
         return found

@@ -42,7 +42,7 @@ async def test_a_sandbox_is_walked_through_and_left_as_it_was() -> None:
     assert first.code == 0, first.out + first.err
     steps = json.loads(first.out)["steps"]
     assert [step["what"] for step in steps if not step["is_fine"]] == []
-    assert len(steps) == 13
+    assert len(steps) == 15
     assert (again.code, again.out.count("FAILED")) == (0, 0)
     assert left == []
     assert KEY not in first.out + first.err + again.out + again.err
