@@ -166,3 +166,15 @@ def test_discounts_are_read_from_the_item_the_subscription_and_the_customer() ->
 def test_a_subscription_without_items_is_worth_nothing(items: object) -> None:
     """An object of an odd shape ends in a number, not in a report that fails."""
     assert subscription_cents(priced(items=items), 0) == 0
+
+
+def test_a_cancelled_subscription_ends_with_its_last_item_or_on_its_day() -> None:
+    """What is cancelled is no revenue from that instant on, and not a moment earlier."""
+    seat = price("4900", "month", 1, "licensed")
+    ends = [{"id": "a", "price": seat, "current_period_end": each} for each in (300, 400)]
+    items = {"data": ends}
+
+    assert priced(items=items).ends_at_ms is None
+    assert priced(items=items, cancel_at_period_end=True).ends_at_ms == 400_000
+    assert priced(items=items, cancel_at=500).ends_at_ms == 500_000
+    assert priced(items={"data": []}, cancel_at_period_end=True, cancel_at=9).ends_at_ms == 9_000
