@@ -16,7 +16,7 @@ LOCK_WITH := uv pip compile --quiet --universal --python-version 3.11 --generate
 # Test processes, each with a PostgreSQL of its own.
 JOBS ?= 2
 
-.PHONY: help demo test lint bench simulate prove lock clean
+.PHONY: help demo test lint bench simulate prove mutants lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -41,6 +41,11 @@ simulate: $(DEV_STAMP) ## break a simulated world in every way (SEEDS=0-999, or 
 prove: $(DEV_STAMP) ## kill, freeze and race real processes, and write a report (ARGS=--help)
 	@$(BIN)/python -m tests.crash.prove $(ARGS)
 
+# A mutant may loop for ever, and no test of the core takes 20 seconds.
+mutants: mutation/bin/mutmut ## change what counts and bills, one thing at a time, and see that a test notices
+	@PYTEST_TIMEOUT=20 mutation/bin/mutmut run $(or $(ARGS),--max-children 1)
+	@mutation/bin/mutmut results --all true | sed -n 's/^ *\(meterd[^:]*\)\.x[^:]*: /\1 /p' | sort | uniq -c
+
 lock: ## pin again what pyproject.toml asks for (needs uv; UPGRADE=--upgrade for newer versions)
 	@command -v uv >/dev/null || { echo "make lock needs uv: python3 -m pip install uv" >&2; exit 1; }
 	$(LOCK_WITH) $(UPGRADE) --group build --output-file requirements.lock pyproject.toml
@@ -48,7 +53,7 @@ lock: ## pin again what pyproject.toml asks for (needs uv; UPGRADE=--upgrade for
 		--output-file requirements-dev.lock pyproject.toml
 
 clean: ## remove .venv and what tools left behind; data directories stay
-	rm -rf $(VENV) build dist htmlcov .coverage .hypothesis
+	rm -rf $(VENV) mutation mutants build dist htmlcov .coverage .hypothesis
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find meterd tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -62,6 +67,13 @@ $(BIN)/pip:
 		echo "Debian and Ubuntu: apt install python3-venv, then run make again." >&2; exit 1; }
 	@echo "==> making $(VENV) with $(PYTHON)"
 	@rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV)
+
+# The locks demand a hash of everything, so what is in none of them is installed by itself.
+mutation/bin/mutmut: requirements-dev.lock
+	@test -n "$(PYTHON)" && rm -rf mutation && "$(PYTHON)" -m venv mutation
+	@mutation/bin/python -m pip install --quiet --require-hashes --only-binary :all: \
+		-r requirements-dev.lock
+	@mutation/bin/python -m pip install --quiet mutmut==3.8.1
 
 # The development lock contains the other one, so an installation for tests serves the demo too.
 $(RUN_STAMP): | $(BIN)/pip
