@@ -68,14 +68,18 @@ def scheduler_of(
     pools: PostgresPools,
     books: Books,
     *,
+    epoch: int,
     ids: Ids,
     jitter: Iterator[float],
     more: Sequence[Job] = (),
 ) -> Scheduler:
-    """Return the scheduler of the books' jobs and more; run it as a service named `scheduler`."""
+    """Return the scheduler of the books' jobs and more, for the owner with this epoch.
+
+    Run it as a service named `scheduler`.
+    """
     return Scheduler(
         (*books.jobs(), *more),
-        PostgresJobs(pools),
+        PostgresJobs(pools, epoch=epoch),
         zone=zone_of(config.jobs_time_zone),
         clock=books.clock,
         ids=ids,

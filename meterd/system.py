@@ -192,7 +192,13 @@ async def _run(
         )
         books = books_of(config, pools, organizations, catalogue)
         scheduler = scheduler_of(
-            config, pools, books, ids=ids, jitter=_jitter(chance), more=jobs_of(config, billing)
+            config,
+            pools,
+            books,
+            epoch=owner.epoch,
+            ids=ids,
+            jitter=_jitter(chance),
+            more=jobs_of(config, billing),
         )
         mirror = notifying.mirror_of(organizations, sink, _jitter(chance))
         keyring.sessions = sessions_of(config, clock)

@@ -73,7 +73,7 @@ async def make_example(pools: PostgresPools) -> StoredReport:
     companies = seeded_companies(SEED, len(NAMES))
     for company, name in zip(companies, NAMES, strict=True):
         company.id, company.name = f"org_{name.lower()}", f"{name} Inc."
-    await _fill(pools, clock, companies)
+    epoch = await _fill(pools, clock, companies)
     reports = Reports(PostgresBooks(pools), PostgresMetrics(pools), CATALOGUE, clock)
     clock.at_ms = FEBRUARY_MS + 13 * DAY_MS + HOUR_MS // 2
     await reports.keep_revenue(FEBRUARY_MS + 12 * DAY_MS)
@@ -85,14 +85,16 @@ async def make_example(pools: PostgresPools) -> StoredReport:
         company.price_cents = chance.choice([4_900, 14_900])
         await _subscribe(pools, company)
     clock.at_ms = FEBRUARY_MS + (DAY + 1) * DAY_MS + 3 * HOUR_MS
-    await _reconcile(pools, clock.at_ms)
+    await _reconcile(pools, epoch, clock.at_ms)
     clock.at_ms += 3 * HOUR_MS
     report = await reports.get(FEBRUARY_MS + DAY * DAY_MS)
     assert report is not None
     return report
 
 
-async def _fill(pools: PostgresPools, clock: FixedClock, companies: list[Company]) -> None:
+async def _fill(pools: PostgresPools, clock: FixedClock, companies: list[Company]) -> int:
+    """Store customers and what they ran; return the epoch under which that was written."""
+
     async def own(connection: Connection) -> int:
         text = "UPDATE meterd_owner SET epoch = epoch + 1 RETURNING epoch"
         return int(await connection.fetchval(text))
@@ -103,6 +105,7 @@ async def _fill(pools: PostgresPools, clock: FixedClock, companies: list[Company
         for batch in company.batches():
             await store.flush([batch])
         await _subscribe(pools, company)
+    return store.epoch
 
 
 async def _subscribe(pools: PostgresPools, company: Company) -> None:
@@ -124,8 +127,8 @@ async def _subscribe(pools: PostgresPools, company: Company) -> None:
     await pools.write("mirror", work)
 
 
-async def _reconcile(pools: PostgresPools, now_ms: int) -> None:
-    jobs = PostgresJobs(pools)
+async def _reconcile(pools: PostgresPools, epoch: int, now_ms: int) -> None:
+    jobs = PostgresJobs(pools, epoch=epoch)
     name = "ledger_reconciliation"
     await jobs.register({name: Occurrence(at_ms=now_ms, subject="2026-02-21")})
     run = JobRun(

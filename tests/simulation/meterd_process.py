@@ -39,7 +39,7 @@ from meterd.core.commands import Voided, VoidEvent
 from meterd.core.event import EventKey, UsageEvent
 from meterd.core.organization import Rules
 from meterd.core.overage import Charge
-from meterd.core.schedule import Hourly
+from meterd.core.schedule import Hourly, JobRun
 from meterd.core.stripe_objects import read_event
 from meterd.core.supervision import StrikePolicy
 from meterd.errors import MeterdError, OwnershipLostError, StoreUnavailableError
@@ -101,6 +101,29 @@ class Outside:
     tables: StripeTables
     account: StripeAccount
     redis: RedisServer
+
+
+@attrs.define
+class OwnersJobs:
+    """The jobs of the database: who has lost it begins no run, and interrupts none."""
+
+    jobs: NaiveJobStore
+    is_owner: Callable[[], bool]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what asks for no owner."""
+        return getattr(self.jobs, name)
+
+    async def begin(self, run: JobRun) -> bool:
+        """Write that a run begins."""
+        await trio.lowlevel.checkpoint()
+        return self.is_owner() and await self.jobs.begin(run)
+
+    async def interrupt_runs(self, at_ms: int) -> None:
+        """Close the runs that an earlier process has left open."""
+        await trio.lowlevel.checkpoint()
+        if self.is_owner():
+            await self.jobs.interrupt_runs(at_ms)
 
 
 class RedisLine:
@@ -290,7 +313,7 @@ class MeterdProcess:
                     after=("report",),
                 ),
             ],
-            self.store.weathered(tables.jobs),
+            self.store.weathered(OwnersJobs(tables.jobs, lambda: database.epoch == self.epoch)),
             zone=UTC,
             clock=self.clock,
             ids=IdSource(self.clock.now_ms, chance.random),

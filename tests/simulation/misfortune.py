@@ -92,10 +92,13 @@ class Misfortune:
                 is_eve = 0 < end_ms - world.true_ms() <= EVE_MS
                 if is_eve and (organization_id, end_ms) not in seen:
                     seen.add((organization_id, end_ms))
-                    forever.start_soon(self._cut_off, forever, organization_id, chance)
+                    operator = Operator(world, f"eve {len(seen)}")
+                    forever.start_soon(self._cut_off, forever, operator, organization_id, chance)
 
-    async def _cut_off(self, forever: trio.Nursery, organization_id: str, chance: Chance) -> None:
-        world, operator = self._world, Operator(self._world, f"eve of {organization_id}")
+    async def _cut_off(
+        self, forever: trio.Nursery, operator: Operator, organization_id: str, chance: Chance
+    ) -> None:
+        world = self._world
         client = world.new_client(forever, organization_id, chance)
         operator.sell(organization_id)
         await trio.sleep(2)

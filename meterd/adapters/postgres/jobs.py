@@ -28,6 +28,8 @@ class PostgresJobs:
     """
 
     pools: PostgresPools
+    epoch: int | None = None
+    """Of the process that runs jobs; `None`: beside it, where none begins."""
 
     async def register(self, occurrences: Mapping[str, Occurrence]) -> None:
         """Make jobs known; one that is known already keeps what is remembered of it."""
@@ -38,7 +40,7 @@ class PostgresJobs:
 
     async def interrupt_runs(self, at_ms: int) -> None:
         """Close the runs that an earlier process has left open."""
-        await self._execute("interrupt", to_datetime(at_ms))
+        await self._execute("interrupt", to_datetime(at_ms), self.epoch)
 
     async def records(self, names: Sequence[str]) -> Mapping[str, JobRecord]:
         """Return what is remembered of jobs."""
@@ -50,7 +52,7 @@ class PostgresJobs:
         return [_record(row) for row in await self._fetch("all_records")]
 
     async def begin(self, run: JobRun) -> bool:
-        """Write that a run begins; False when the job is running, wherever."""
+        """Write that a run begins; False when it is running, or the database is another's."""
         found = await self._fetch(
             "begin",
             run.id,
@@ -58,6 +60,7 @@ class PostgresJobs:
             run.subject,
             run.trigger.value,
             to_datetime(run.started_at_ms),
+            self.epoch,
         )
         return bool(found)
 

@@ -93,5 +93,5 @@ async def office(pools: PostgresPools) -> Office:
         reports=Reports(books, metrics, CATALOGUE, clock),
     )
     [row] = await office.query("UPDATE meterd_owner SET epoch = epoch + 1 RETURNING epoch")
-    office.store.epoch = row["epoch"]
+    office.store.epoch = office.jobs.epoch = row["epoch"]
     return office

@@ -15,6 +15,7 @@ import trio
 
 from meterd.actors.scheduler import Job, Order, RetryPolicy, Scheduler
 from meterd.adapters.ids import IdSource
+from meterd.adapters.postgres.jobs import PostgresJobs
 from meterd.adapters.report_files import ReportFiles
 from meterd.core.books import as_json
 from meterd.core.schedule import Daily, JobRun, Occurrence, Outcome, Trigger, last_whole_day_ms
@@ -71,17 +72,21 @@ async def test_what_is_remembered_of_a_job_survives_a_restart(office: Office) ->
     assert list(await office.jobs.all_records()) == [record]
 
 
-async def test_a_process_that_lost_the_database_does_not_end_a_run_for_its_successor(
+async def test_a_process_that_lost_the_database_neither_begins_nor_ends_a_run(
     office: Office,
 ) -> None:
-    """Its late success would be the day's only one: the run of the new owner could never end."""
+    """Its late success would be the day's only one, and nobody would end what it begins."""
     await office.jobs.register({"report": Occurrence(at_ms=0, subject="1970-01-01")})
     late = make_run(1, outcome=Outcome.SUCCEEDED, finished_at_ms=MORNING_MS + 9, tries=1)
     done = make_run(2, outcome=Outcome.SUCCEEDED, finished_at_ms=MORNING_MS + 10, tries=1)
-    await office.jobs.begin(make_run(1))
-    await office.jobs.interrupt_runs(MORNING_MS + 5)
-    assert await office.jobs.begin(make_run(2))
+    assert await office.jobs.begin(make_run(1))
+    successor = PostgresJobs(office.pools, epoch=office.store.epoch + 1)
+    await office.query("UPDATE meterd_owner SET epoch = $1", successor.epoch)
+    await successor.interrupt_runs(MORNING_MS + 5)
+    assert not await office.jobs.begin(make_run(3))
+    assert await successor.begin(make_run(2))
 
+    await office.jobs.interrupt_runs(MORNING_MS + 6)
     await office.jobs.finish(late, None)
     await office.jobs.finish(done, None)
 

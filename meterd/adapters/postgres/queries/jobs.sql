@@ -15,15 +15,18 @@ SELECT * FROM jobs ORDER BY name
 -- name: interrupt
 WITH interrupted AS (
     UPDATE job_runs SET outcome = 'interrupted', finished_at = $1
-    WHERE outcome = 'running' RETURNING job
+    WHERE outcome = 'running' AND EXISTS (SELECT FROM meterd_owner WHERE epoch = $2 FOR SHARE)
+    RETURNING job
 )
 UPDATE jobs SET last_outcome = 'interrupted', last_finished_at = $1
 WHERE name IN (SELECT job FROM interrupted)
 
 -- name: begin
+-- Only for the owner of the database: nobody would ever end what another process begins.
 WITH begun AS (
     INSERT INTO job_runs (id, job, subject, trigger, tries, started_at, outcome)
-    VALUES ($1, $2, $3, $4, 0, $5, 'running')
+    SELECT $1, $2, $3, $4, 0, $5::timestamptz, 'running'
+    WHERE EXISTS (SELECT FROM meterd_owner WHERE epoch = $6 FOR SHARE)
     ON CONFLICT DO NOTHING
     RETURNING job
 )
