@@ -272,11 +272,18 @@ _PAGE_HEADERS: Final = (
 )
 
 
+_DOCUMENT: Final = "meterd_openapi"
+
+
 @openapi.get("/openapi.json")
 async def show_document() -> Response:
     """Return this document."""
     query()
-    return response(json_reply(200, document(current_app)))
+    # Making it takes as long as hundreds of answers, and nobody needs a key to ask for it.
+    known: dict[str, Reply] = current_app.extensions
+    if _DOCUMENT not in known:
+        known[_DOCUMENT] = json_reply(200, document(current_app))
+    return response(known[_DOCUMENT])
 
 
 @openapi.get("/docs")

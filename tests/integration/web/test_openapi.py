@@ -54,6 +54,18 @@ async def test_every_reference_leads_somewhere_and_ids_are_unique(
     assert len(ids) == len(set(ids))
 
 
+async def test_the_document_is_made_once_however_often_strangers_ask(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a tenth of a second in which nobody else is answered, and needs no key."""
+    first = await world.ask("GET", "/openapi.json")
+    monkeypatch.delattr("meterd.web.openapi.document")
+    again = await world.ask("GET", "/openapi.json")
+
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert first.raw == again.raw
+
+
 async def test_the_page_loads_nothing_from_elsewhere(
     autojump_clock: MockClock, world: World
 ) -> None:
