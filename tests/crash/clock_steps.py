@@ -51,14 +51,14 @@ LIBRARIES = ("lib/*/faketime", "lib/faketime", "lib64/faketime", "local/lib/fake
 class MachineClock:
     """The system clock, as a process sees it that was started with `environment`."""
 
-    library: Path
+    preload: Path
     file: Path
 
     @property
     def environment(self) -> dict[str, str]:
         """Return what puts libfaketime before a process's calls for the time."""
         return {
-            "LD_PRELOAD": str(self.library),
+            "LD_PRELOAD": str(self.preload),
             "FAKETIME_TIMESTAMP_FILE": str(self.file),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
