@@ -65,6 +65,25 @@ def _is_at_rest(process: MeterdProcess) -> bool:
     return process.ledger.unflushed == 0 and phases <= {"ready"}
 
 
+async def lose_a_slot(world: World, forever: trio.Nursery) -> None:
+    """I4: who was silent for too long finds the only slot taken, and gets no second one."""
+    operator, chance = Operator(world, "slot"), Chance(world.seed, "slot")
+    organization_id = world.organization_ids[0]
+    timeout_s = world.weather.task_timeout_ms / 1_000
+    await trio.sleep(timeout_s + 2)  # dead clients' tasks are lost
+    await operator.leave_one_slot(organization_id)
+    away, here = (world.new_client(forever, organization_id, chance) for _ in range(2))
+    world.start_task(forever, away, chance, lasts_s=timeout_s + 15, agent_id="away")
+    await trio.sleep(2)
+    away.go_offline(timeout_s + 5)
+    await trio.sleep(timeout_s + 3)
+    world.start_task(forever, here, chance, lasts_s=15, agent_id="here")
+    with trio.move_on_after(400):
+        await trio.sleep(1)
+        while away.session.task_count or here.session.task_count:  # noqa: ASYNC110  # as below
+            await trio.sleep(1)
+
+
 async def exhaust(world: World, forever: trio.Nursery) -> None:
     """P4: a limit is passed by no more than a `stop` takes to arrive, and billed exactly."""
     operator = Operator(world, "exhaust")

@@ -103,7 +103,7 @@ class Misfortune:
         operator.sell(organization_id)
         await trio.sleep(2)
         for _ in range(2):
-            world.start_task(forever, client, chance, lasts_s=60)
+            world.start_task(forever, client, chance, lasts_s=60, agent_id="agent_1")
         await trio.sleep(EVE_MS / 3_000)
         client.go_offline(chance.between(EVE_MS / 1_000, 25))
         await trio.sleep(0.1)

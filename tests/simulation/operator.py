@@ -100,7 +100,7 @@ class Operator:
         if process is not None:
             change = ChangeOrganization(
                 audited=Audited(actor="key_admin", reason="sold"),
-                contract=Contract(agents=10, agent_minutes=1, grace_percent=2_000),
+                contract=Contract(agents=2, agent_minutes=1, grace_percent=2_000),
             )
             process.spawn(lambda: self._give(process, organization_id, change, None))
             self._adjust(process, organization_id, 120_000, None)
@@ -191,6 +191,18 @@ class Operator:
         """Forgive every quarantined organization."""
         for cell in list(process.organizations.cells):
             process.organizations.cells.release(cell.organization_id)
+
+    async def leave_one_slot(self, organization_id: str) -> None:
+        """Leave an organization room for one agent, and time enough."""
+        record = self._world.database.organizations[organization_id]
+        change = ChangeOrganization(
+            audited=Audited(actor="key_admin", reason="one slot"),
+            plan=Tier.STARTER if record.profile.cycle is None else None,
+            contract=Contract(agents=1, agent_minutes=1_000),
+            lift=Hold.OPERATOR,
+        )
+        while not await self._ask_anybody(organization_id, change):  # noqa: ASYNC110
+            await trio.sleep(1)
 
     async def make_room(self, organization_id: str, *, is_capped: bool) -> None:
         """Leave an organization less than three minutes before a limit, and ten agents.

@@ -57,6 +57,7 @@ class RedisServer:
         self._weather = weather
         self._kept: dict[str, tuple[bytes, float]] = {}
         self._was: dict[str, set[bytes]] = defaultdict(set)
+        self._seen_s: dict[tuple[int, int, str], float] = {}
         self._shown: dict[str, tuple[int, Any]] = {}
         self._remembering = remembering
         self._is_away = False
@@ -127,6 +128,11 @@ class RedisServer:
             view = process.organizations.glimpse_nowait(cell.organization_id)
             assert view is not None
             now = _lasting(msgspec.to_builtins(quota_object(view)))
+            # What was written and is not durable stays after a reload, until the refresh.
+            place = (process.epoch, cell.loaded_ms, cell.organization_id)
+            now_s = trio.current_time()
+            if now_s < self._seen_s.setdefault(place, now_s) + REFRESH_S + 1:
+                continue
             before = self._shown.get(cell.organization_id)
             self._shown[cell.organization_id] = (process.epoch, now)
             if before == (process.epoch, now):

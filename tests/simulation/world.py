@@ -28,7 +28,7 @@ from meterd.core.plan import Tier
 from tests.make import FixedClock, make_new, make_profile, make_terms
 from tests.organizations import make_period
 from tests.simulation.auditor import Auditor
-from tests.simulation.calm import become_quiet, exhaust
+from tests.simulation.calm import become_quiet, exhaust, lose_a_slot
 from tests.simulation.clients import PATIENT, HonestClient, Liar
 from tests.simulation.counting import EventBooks, Sender
 from tests.simulation.determinism import Chance, seeded_run
@@ -194,6 +194,7 @@ class World:
         self.books.conclude()  # before further notices heal what went wrong
         self.account.upgrade_all()  # what happens after the storm arrives as ever
         await become_quiet(self)
+        await lose_a_slot(self, nursery)
         await exhaust(self, nursery)
         for owner in owners:
             await owner.drill()
@@ -283,11 +284,11 @@ class World:
 
     async def _work(self, forever: trio.Nursery, client: HonestClient, chance: Chance) -> None:
         """Start tasks, one after the other or many at once, and lose the network for a while."""
-        offline_every, offline_s = chance.sometimes(0.1), chance.pick(60, 60, 150)
+        offline_every, offline_s = chance.sometimes(0.2), chance.pick(60, 60, 150)
         while True:
             await trio.sleep(chance.soon(4.0))
             if client.session.task_count < 4:
-                is_crowd = chance.happens(0.03)
+                is_crowd = chance.happens(0.08)
                 agent_id = f"agent_{chance.whole(1, 3)}" if is_crowd else None
                 for _ in range(10 if is_crowd else chance.pick(1, 1, 2, 5)):
                     self.start_task(forever, client, chance, agent_id=agent_id)
