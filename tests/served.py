@@ -68,6 +68,8 @@ class Store(MemoryStore):
     holds_flushes = False
     """Readings are answered, writings wait."""
     lookups = 0
+    keys_asked = 0
+    """Keys that `revoked_among` was asked for, in all."""
 
     def _reach(self) -> None:
         if self.is_away:
@@ -89,8 +91,13 @@ class Store(MemoryStore):
         self._reach()
         return await super().recall_task(organization_id, task_id)
 
+    async def revocations(self) -> int:
+        self._reach()
+        return await super().revocations()
+
     async def revoked_among(self, key_ids: Sequence[str]) -> Sequence[str]:
         self._reach()
+        self.keys_asked += len(key_ids)
         return await super().revoked_among(key_ids)
 
     async def find_key(self, digest: bytes) -> StoredKey | None:

@@ -164,6 +164,9 @@ class KeyRing:
         self._revoked: dict[str, None] = {}
         self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
         self._on_revoked: dict[str, list[Callable[[], None]]] = {}
+        self._unasked: dict[str, None] = {}
+        """Keys that came into use since the store was last asked about those in use."""
+        self._revocations_seen = -1
         self.departures = 0
         """Keys that have left memory, revoked or not: who remembers one asks again after that."""
         self.sessions: SessionTokens | None = None
@@ -267,6 +270,7 @@ class KeyRing:
         )
         self._known[digest] = principal
         self._digests[stored.id] = digest
+        self._unasked[stored.id] = None  # perhaps it was revoked after it was read
         if len(self._known) > KNOWN_MAX:
             _, oldest = self._known.popitem(last=False)
             del self._digests[oldest.key_id]
@@ -354,6 +358,7 @@ class KeyRing:
         """Call back, synchronously, when this key is revoked; call the result to stop."""
         callbacks = self._on_revoked.setdefault(key_id, [])
         callbacks.append(callback)
+        self._unasked[key_id] = None
 
         def stop() -> None:
             if callback in callbacks:
@@ -377,8 +382,7 @@ class KeyRing:
         while True:
             started_ms = self._clock.now_ms()
             try:
-                in_use = dict.fromkeys((*self._digests, *self._on_revoked))
-                revoked = await self._store.revoked_among(list(in_use))
+                revoked = await self._newly_revoked()
             except (StoreUnavailableError, PortalClosedError) as error:
                 log.debug("revocations_unread", error=str(error))
                 self.failing_since_ms = self.failing_since_ms or started_ms
@@ -386,6 +390,24 @@ class KeyRing:
                 self.failing_since_ms = None
                 self._forget(revoked)
             await trio.sleep(WATCH_INTERVAL_MS / SECOND_MS)
+
+    async def _newly_revoked(self) -> Sequence[str]:
+        """Return which keys in use are revoked.
+
+        All are asked for when somebody has revoked a key since, and else those that are new in use:
+        the number of revocations is cheap to ask for, tens of thousands of keys are not.
+        Errors: StoreUnavailableError.
+        """
+        count = await self._store.revocations()
+        if count == self._revocations_seen:
+            asked = list(self._unasked)
+        else:
+            asked = list(dict.fromkeys((*self._digests, *self._on_revoked)))
+        revoked = await self._store.revoked_among(asked) if asked else ()
+        self._revocations_seen = count
+        for key_id in asked:
+            self._unasked.pop(key_id, None)
+        return revoked
 
     def _forget(self, key_ids: Collection[str]) -> None:
         for key_id in key_ids:

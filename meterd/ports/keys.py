@@ -53,6 +53,10 @@ class KeyStore(Protocol):
         """Revoke a key of this organization; None when it has no such key. Repeats are fine."""
         ...
 
+    async def revocations(self) -> int:
+        """Return how many keys were ever revoked: a number that only grows."""
+        ...
+
     async def revoked_among(self, key_ids: Sequence[str]) -> Sequence[str]:
         """Return which of these keys are revoked, whenever and by whomever."""
         ...

@@ -73,6 +73,7 @@ async def test_the_first_revocation_counts_and_is_seen_by_all(store: Store) -> N
     key = make_key()
     await store.add_key(key, b"digest")
     assert await store.revoked_among([key.id]) == []
+    assert await store.revocations() == 0
     revoked = attrs.evolve(key, revoked_at_ms=NOW_MS + 5)
 
     assert await store.revoke_key("org_2", key.id, at_ms=NOW_MS) is None
@@ -84,6 +85,7 @@ async def test_the_first_revocation_counts_and_is_seen_by_all(store: Store) -> N
     assert await store.find_key(b"digest") == revoked
     assert await store.revoked_among([key.id, "key_none"]) == [key.id]
     assert await store.revoked_among([]) == []
+    assert await store.revocations() == 1
 
 
 async def test_there_is_one_pepper_for_ever(store: Store) -> None:

@@ -146,14 +146,24 @@ class KeyPort(Weathered):
     def __init__(self, port: Weathered) -> None:
         super().__init__(port._port, port._call)
         self.read_s = 0.0
+        self._count, self._counted_s = 0, 0.0
+        self._seen = -1
+
+    async def revocations(self) -> int:
+        """Return how many keys were revoked; as many as were seen is a look that was answered."""
+        began_s = trio.current_time()
+        self._count = await self._call("revocations", self._port.revocations)
+        self._counted_s = began_s
+        if self._count == self._seen:
+            self.read_s = began_s
+        return self._count
 
     async def revoked_among(self, key_ids: Sequence[str]) -> Sequence[str]:
         """Return which of these keys are revoked."""
-        began_s = trio.current_time()
         found: Sequence[str] = await self._call(
             "revoked_among", lambda: self._port.revoked_among(key_ids)
         )
-        self.read_s = began_s
+        self._seen, self.read_s = self._count, self._counted_s
         return found
 
 

@@ -245,6 +245,11 @@ class MemoryStore:
             self.database.keys[key_id] = (key, digest)
         return key
 
+    async def revocations(self) -> int:
+        """Return how many keys were ever revoked."""
+        await trio.lowlevel.checkpoint()
+        return sum(key.revoked_at_ms is not None for key, _ in self.database.keys.values())
+
     async def revoked_among(self, key_ids: Sequence[str]) -> Sequence[str]:
         """Return which of these keys are revoked."""
         await trio.lowlevel.checkpoint()

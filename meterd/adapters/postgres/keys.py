@@ -100,6 +100,14 @@ class PostgresKeys:
         record = await self.pools.write("revoke an API key", work)
         return None if record is None else records.key_from(record)
 
+    async def revocations(self) -> int:
+        """Return how many keys were ever revoked, counted in the index `api_keys_revoked`."""
+
+        async def work(connection: Connection) -> int:
+            return int(await connection.fetchval(statements("keys")["revocations"]))
+
+        return await self.pools.read("count revoked API keys", work)
+
     async def revoked_among(self, key_ids: Sequence[str]) -> Sequence[str]:
         """Return which of these keys are revoked, whenever and by whomever."""
 

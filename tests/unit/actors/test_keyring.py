@@ -237,6 +237,53 @@ async def test_a_revocation_during_a_look_up_is_not_overlooked(
         assert await ring.authenticate(key) is None
 
 
+async def test_keys_in_use_are_asked_for_when_somebody_was_revoked(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    """Twice a second for tens of thousands of keys would keep a processor busy with nothing."""
+    async with open_world() as world:
+        await world.add()
+        ring, store = world.services.keyring, world.store
+        for _ in range(3):
+            await ring.authenticate(await world.key())
+        await trio.sleep(2)
+        settled = store.keys_asked
+
+        await trio.sleep(60)
+        assert store.keys_asked == settled
+        [first, *_] = await ring.keys_of("org_1", limit=9)
+        await store.revoke_key("org_1", first.id, at_ms=world.services.clock.now_ms())
+        await trio.sleep(60)
+
+        assert store.keys_asked == settled + 3
+        assert ring.is_revoked(first.id)
+
+
+async def test_a_look_up_that_is_slower_than_the_look_for_revocations_is_looked_at_again(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    """The key was good when it was read, and revoked before anybody here had it in use."""
+    async with open_world() as world:
+        await world.add()
+        ring, store = world.services.keyring, world.store
+        key = await world.key()
+        [stored] = await ring.keys_of("org_1", limit=9)
+        found = store.find_key
+
+        async def slow_find(digest: bytes) -> object:
+            row = await found(digest)
+            await store.revoke_key("org_1", stored.id, at_ms=world.services.clock.now_ms())
+            await trio.sleep(5)
+            return row
+
+        store.find_key = slow_find  # type: ignore[method-assign, assignment]
+        await ring.authenticate(key)
+        store.find_key = found  # type: ignore[method-assign]
+        await trio.sleep(1)
+
+        assert await ring.authenticate(key) is None
+
+
 async def test_keys_in_memory_work_while_the_store_is_away(autojump_clock: trio.abc.Clock) -> None:
     """Enforcement does not stop with PostgreSQL; keys nobody knows cannot be judged."""
     async with open_world() as world:

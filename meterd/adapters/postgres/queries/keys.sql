@@ -68,6 +68,9 @@ WITH before AS (
 )
 SELECT * FROM found
 
+-- name: revocations
+SELECT count(*) FROM api_keys WHERE revoked_at IS NOT NULL
+
 -- name: revoked_among
 SELECT id FROM api_keys WHERE id = ANY ($1::text[]) AND revoked_at IS NOT NULL
 
