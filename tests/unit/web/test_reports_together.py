@@ -17,8 +17,8 @@ from tests.unit.web.test_agent_session import Line, beat, finish, open_line
 
 
 @pytest.fixture
-async def world(autojump_clock: trio.abc.Clock) -> AsyncIterator[World]:
-    """Give a meterd with one Starter organization, in virtual time."""
+async def world() -> AsyncIterator[World]:
+    """Give a meterd with one Starter organization, in the time of the test."""
     async with open_world() as world:
         await world.add()
         yield world
@@ -46,7 +46,7 @@ def acks(heard: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 async def test_plain_reports_share_an_acknowledgement_and_a_ref_gets_its_own(
-    world: World,
+    world: World, autojump_clock: trio.abc.Clock
 ) -> None:
     """Each with the metered time that its report led to."""
     async with open_line(world) as line:
@@ -62,7 +62,9 @@ async def test_plain_reports_share_an_acknowledgement_and_a_ref_gets_its_own(
         ]
 
 
-async def test_odd_reports_in_the_midst_are_told_what_they_would_be_alone(world: World) -> None:
+async def test_odd_reports_in_the_midst_are_told_what_they_would_be_alone(
+    world: World, autojump_clock: trio.abc.Clock
+) -> None:
     """A leap, an unknown task refused, a repeat acknowledged; the others count."""
     async with open_line(world) as line:
         await started(line, "t", "u")
@@ -86,7 +88,9 @@ async def test_odd_reports_in_the_midst_are_told_what_they_would_be_alone(world:
         assert heard["late"]["metered_ms"] == 3_000
 
 
-async def test_a_frame_of_reports_is_one_fact_in_the_journal(world: World) -> None:
+async def test_a_frame_of_reports_is_one_fact_in_the_journal(
+    world: World, autojump_clock: trio.abc.Clock
+) -> None:
     """That is what makes frames cheap; four facts would be four."""
     async with open_line(world) as line:
         await started(line, "t", "u")
@@ -96,7 +100,9 @@ async def test_a_frame_of_reports_is_one_fact_in_the_journal(world: World) -> No
         assert world.services.organizations.ledger.unflushed == before + 1
 
 
-async def test_reports_that_reach_the_limit_stop_every_task(world: World) -> None:
+async def test_reports_that_reach_the_limit_stop_every_task(
+    world: World, autojump_clock: trio.abc.Clock
+) -> None:
     """The frame is taken up to the limit and told about it; past it nothing is billed."""
     await world.admin(
         "POST",
@@ -113,7 +119,9 @@ async def test_reports_that_reach_the_limit_stop_every_task(world: World) -> Non
         assert billed_ms == {"t": 14_000, "u": 11_000}
 
 
-async def test_single_frames_that_arrive_together_are_decided_together(world: World) -> None:
+async def test_single_frames_that_arrive_together_are_decided_together(
+    world: World, autojump_clock: trio.abc.Clock
+) -> None:
     """One fact for all of them, and an acknowledgement for each that has a `ref`."""
     async with open_line(world) as line:
         await started(line, "t", "u")
@@ -129,7 +137,9 @@ async def test_single_frames_that_arrive_together_are_decided_together(world: Wo
         ]
 
 
-async def test_nothing_is_taken_after_the_message_that_closed_the_stream(world: World) -> None:
+async def test_nothing_is_taken_after_the_message_that_closed_the_stream(
+    world: World, autojump_clock: trio.abc.Clock
+) -> None:
     """Also when it arrived in the same read."""
     async with open_line(world) as line:
         await started(line, "t")
