@@ -7,7 +7,7 @@ long as they run: `Run` is the truth that the auditor holds the ledger to.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -257,12 +257,15 @@ class Liar:
         network: Network,
         find_server: Callable[[], Server | None],
         chance: Chance,
+        lies: Iterable[dict[str, Any]] | None = None,
     ) -> None:
+        """Say these and be silent, or without them whatever comes to mind for ever."""
         self.organization_id = organization_id
         self.is_dead = False
         self._network = network
         self._find_server = find_server
         self._chance = chance
+        self._lies = iter(self._message, None) if lies is None else iter(lies)
         self._line: Line | None = None
         self._is_connecting = False
 
@@ -271,7 +274,10 @@ class Liar:
         while not self.is_dead:
             await trio.sleep(self._chance.soon(4.0))
             if self._line is not None:
-                self._line.from_client(msgspec.json.encode(self._message()).decode())
+                lie = next(self._lies, None)
+                if lie is None:
+                    return
+                self._line.from_client(msgspec.json.encode(lie).decode())
             elif not self._is_connecting:
                 self._is_connecting = True
                 self._network.connect(self, self._find_server())

@@ -94,11 +94,12 @@ class StripeLine(stripe.HTTPClient):
             return
         answer: Answer | None
         key = call.headers.get("idempotency-key") if call.method == "POST" else None
+        is_push = call.method == "POST" and call.path == "/v1/invoiceitems"
         if key is not None and key in account.under_way:
             answer = account.refusal(_key_in_use())
         elif chance.happens(weather.stripe_busy):
             answer = account.refusal(rate_limit_error())
-        elif chance.happens(weather.stripe_lost):
+        elif chance.happens(weather.push_lost if is_push else weather.stripe_lost):
             answer = None
         elif chance.happens(weather.stripe_fails):
             answer = account.refusal(api_error())

@@ -104,6 +104,8 @@ class Weather:
     ack_timeout_ms: int
     payment_grace_ms: int
     charge_wait_ms: int
+    push_lost: float
+    """Of requests to make an invoice item: which never arrive."""
 
     @classmethod
     def drawn(cls, seed: int) -> Weather:
@@ -170,6 +172,7 @@ class Weather:
             redis_empty_every_s=chance.pick(0.0, 30.0),
             keys_every_s=chance.pick(0.0, 0.0, 5.0),
             charge_wait_ms=chance.pick(1, 1, 30) * SECOND_MS,
+            push_lost=chance.sometimes(1.0),
         )
 
     def calm(self) -> Weather:
@@ -193,6 +196,7 @@ class Weather:
             settings_every_s=0.0,
             wall_steps=False,
             stripe_lost=0.0,
+            push_lost=0.0,
             stripe_reply_lost=0.0,
             stripe_fails=0.0,
             stripe_breaks=0.0,

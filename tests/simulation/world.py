@@ -28,7 +28,7 @@ from meterd.core.plan import Tier
 from tests.make import FixedClock, make_new, make_profile, make_terms
 from tests.organizations import make_period
 from tests.simulation.auditor import Auditor
-from tests.simulation.calm import become_quiet, exhaust, lose_a_slot
+from tests.simulation.calm import become_quiet, boast, exhaust, lose_a_slot
 from tests.simulation.clients import PATIENT, HonestClient, Liar
 from tests.simulation.counting import EventBooks, Sender
 from tests.simulation.determinism import Chance, seeded_run
@@ -195,6 +195,7 @@ class World:
         self.account.upgrade_all()  # what happens after the storm arrives as ever
         await become_quiet(self)
         await lose_a_slot(self, nursery)
+        await boast(self)
         await exhaust(self, nursery)
         for owner in owners:
             await owner.drill()
