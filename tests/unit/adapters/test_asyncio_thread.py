@@ -176,16 +176,22 @@ async def test_a_call_in_a_cancelled_scope_never_starts() -> None:
 async def test_a_call_cancelled_before_the_loop_took_it_never_starts() -> None:
     """Cancelled between posting and starting: still no effect."""
     started: list[str] = []
+    holding, let_go = threading.Event(), threading.Event()
+
+    async def hold() -> None:
+        holding.set()
+        let_go.wait()  # the loop takes nothing meanwhile
 
     async def note() -> None:
         started.append("started")
 
     async def cancel_soon(scope: trio.CancelScope) -> None:
         scope.cancel()
+        let_go.set()
 
     async with open_asyncio_thread() as portal, trio.open_nursery() as nursery:
-        nursery.start_soon(portal.run, hold_the_thread, 0.2)
-        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(portal.run, hold)
+        await trio.to_thread.run_sync(holding.wait)
         with trio.CancelScope() as scope:
             nursery.start_soon(cancel_soon, scope)
             await portal.run(note)
