@@ -48,7 +48,7 @@ from tests.tidy.sources import ROOT
 BUG_SEEDS = 20
 """Worlds in which a planted bug has to show."""
 
-WORLD_S, BUG_S = 1.0, 4.0
+WORLD_S, BUG_S = 0.4, 1.2
 """Seconds of two cores for a simulated world, and until worlds have found a planted bug."""
 
 
@@ -130,7 +130,7 @@ def planned(options: argparse.Namespace) -> list[Plan]:
         Plan(
             "kill -9 of meterd",
             options.meterd_kills,
-            4.5,
+            3.5,
             lambda: on_own_server(
                 partial(kill_meterd, cycles=options.meterd_kills, agents=agents, random=random)
             ),
@@ -138,7 +138,7 @@ def planned(options: argparse.Namespace) -> list[Plan]:
         Plan(
             "kill -9 at named points (flush, period's end)",
             options.named_kills,
-            30,
+            20,
             lambda: on_own_server(
                 partial(kill_at_points, rounds=options.named_kills, agents=agents, random=random)
             ),
@@ -146,7 +146,7 @@ def planned(options: argparse.Namespace) -> list[Plan]:
         Plan(
             "kill -9 of PostgreSQL",
             options.postgres_kills,
-            6,
+            4,
             lambda: on_embedded(
                 partial(kill_postgres, cycles=options.postgres_kills, agents=agents, random=random)
             ),
@@ -154,31 +154,31 @@ def planned(options: argparse.Namespace) -> list[Plan]:
         Plan(
             "PostgreSQL frozen (SIGSTOP)",
             options.freezes,
-            11,
+            9,
             lambda: on_embedded(partial(freeze, cycles=options.freezes, agents=agents)),
         ),
         Plan(
             "disk of PostgreSQL full (tables, log)",
             options.full_disks,
-            11,
+            7,
             lambda: on_small_disk(partial(full_disk, cycles=options.full_disks, agents=agents)),
         ),
         Plan(
             "PostgreSQL unreachable (black hole, refused)",
             options.outages,
-            8,
+            5.5,
             lambda: on_own_server(partial(unreachable, cycles=options.outages, agents=agents)),
         ),
         Plan(
             "commits without an answer (cut, reset, trickle)",
             options.cuts,
-            3,
+            1.5,
             lambda: on_own_server(partial(cut_after_commit, cycles=options.cuts, agents=agents)),
         ),
         Plan(
             "steps of the system clock (libfaketime)",
             options.clock_steps,
-            5,
+            3,
             lambda: on_own_server(
                 partial(step_clock, steps_ms=STEPS_MS[: options.clock_steps], agents=agents)
             ),
@@ -186,7 +186,7 @@ def planned(options: argparse.Namespace) -> list[Plan]:
         Plan(
             "races for the last minute",
             options.races,
-            5,
+            2.5,
             lambda: on_own_server(
                 partial(race_for_the_last_minute, rounds=options.races, slots=options.slots)
             ),
