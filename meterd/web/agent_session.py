@@ -321,10 +321,12 @@ class AgentSession:
                 while queue and not self._is_over:
                     turn, message = queue[0]
                     waits = is_first and isinstance(message, Start)
-                    await self._ask(message, turn if waits else None)
+                    try:
+                        await self._ask(message, turn if waits else None)
+                    finally:
+                        self._turns.leave(turn)  # also when it raises: others wait for theirs
                     is_first = False
                     queue.popleft()
-                    self._turns.leave(turn)
                     self._note_answered()
                 del self._queues[task_id]
         finally:

@@ -147,13 +147,19 @@ def open_loop(port: int, request: bytes, *, per_s: int, seconds: float) -> list[
 # --- the agent stream -----------------------------------------------------------------------------
 
 
+PATIENCE_S = 60
+"""How long a stream may say nothing that is waited for; then the measurement has failed."""
+
+
 class Agents:
     """One agent stream and its tasks; each frame's last report has a `ref`, so its ack counts."""
 
     def __init__(
         self, port: int, key: str, name: str, tasks: int, beats: int, *, source: str = "127.0.0.1"
     ) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), source_address=(source, 0))
+        self.socket = socket.create_connection(
+            ("127.0.0.1", port), timeout=PATIENCE_S, source_address=(source, 0)
+        )
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.beats = beats
         self.in_flight = 0
@@ -200,10 +206,14 @@ class Agents:
 
     def _await(self, mark: bytes) -> None:
         """Read until every task has been spoken of."""
-        data, count = b"", 0
+        data, latest, count = b"", b"", 0
         while count < len(self._ids):
-            more = self.socket.recv(262_144)
-            assert more, data[-300:]
+            try:
+                more = self.socket.recv(262_144)
+            except TimeoutError as error:
+                raise TimeoutError(f"{count} {mark!r} came; at last {latest!r}") from error
+            assert more, latest
+            latest = more[-300:]
             data = data[1 - len(mark) :] + more
             count += data.count(mark)
 
